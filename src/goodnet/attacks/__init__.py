@@ -1,0 +1,1 @@
+"""Planting backdoors, for the demo, the tests and the benchmark."""

@@ -1,0 +1,87 @@
+"""The classifier: the first of the two things that every algorithm sees."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from goodnet.formats.network import Network
+
+FORWARD_BATCH = 64
+"""Images per forward pass: small enough to stay in a core's cache, see benchmarks."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The affine step between an image in [0, 1] and what a network was trained on.
+
+    ``scale * x[channels] + shift`` per channel, after reversing the channels if ``bgr``.
+
+    Attributes:
+        name: as printed and as accepted by ``--preprocess``, e.g. ``"unit"`` or ``"byte,bgr"``.
+        scale: one factor, or one for each channel.
+        shift: one summand, or one for each channel.
+        bgr: whether the network takes blue first.
+    """
+
+    name: str
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+    bgr: bool = False
+
+    def apply(self, images: Tensor) -> Tensor:
+        """``(n, C, H, W)`` in [0, 1] to the network's own scale."""
+        if self.bgr:
+            images = images.flip(1)
+        if self.scale == (1.0,) and self.shift == (0.0,):
+            return images
+        scale = images.new_tensor(self.scale).view(1, -1, 1, 1)
+        shift = images.new_tensor(self.shift).view(1, -1, 1, 1)
+        return images * scale + shift
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """An image classifier: images in [0, 1], NCHW, to logits.
+
+    Attributes:
+        network: the network and its way back to a file.
+        preprocess: what happens to an image in [0, 1] before the network sees it.
+        input_shape: ``(C, H, W)`` of one image.
+        num_classes: K.
+        path: where the model came from, or None for a live object.
+        sha256: of the model file (or of the weights of a live object), hex.
+    """
+
+    network: Network
+    preprocess: Preprocess
+    input_shape: tuple[int, int, int]
+    num_classes: int
+    path: str | None = None
+    sha256: str = ""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself: eval mode, parameters frozen, logits out."""
+        return self.network.module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits, float32 ``(n, K)``, of ``images``, float32 ``(n, C, H, W)`` in [0, 1]."""
+        logits: Tensor = self.network.module(self.preprocess.apply(images))
+        return logits
+
+    def logits(self, images: Tensor) -> Tensor:
+        """As a call, in batches and without a gradient; also takes uint8 pixels in 0..255."""
+        rows = []
+        with torch.no_grad():
+            for batch in images.split(FORWARD_BATCH):
+                rows.append(self(batch.float() / 255 if batch.dtype == torch.uint8 else batch))
+        return torch.cat(rows)
+
+    def copy(self) -> Classifier:
+        """The same classifier with parameters of its own, to be changed by a remedy."""
+        module = copy.deepcopy(self.network.module)
+        return replace(self, network=replace(self.network, module=module))

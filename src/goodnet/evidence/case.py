@@ -1,0 +1,75 @@
+"""What every channel is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.inversion import QUICK, InversionSettings
+from goodnet.parallel import Progress, silent
+from goodnet.trigger import Trigger
+
+
+@dataclass(frozen=True)
+class Case:
+    """The classifier under suspicion and the clean images, split for the scan.
+
+    Attributes:
+        classifier: the network.
+        fit: float32 ``(n, C, H, W)`` in [0, 1]: the images that triggers are fitted to.
+        fit_labels: int64 ``(n,)``.
+        seed: of everything random.
+        workers: threads, or None for one a core.
+        progress: told how many labels are done.
+    """
+
+    classifier: Classifier
+    fit: Tensor
+    fit_labels: Tensor
+    seed: int = 0
+    workers: int | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much a channel may spend on a label.
+
+    Attributes:
+        images: how many of the images each label is tried on.
+        steps: gradient steps per budget (universal margin).
+        budgets: L2 budgets as shares of the square root of the number of values in an image: .045
+            is a change of .045 in every pixel and channel if it were spread evenly.
+        inversion: the schedule of the mask inversion.
+        purpose: what the progress callback is told.
+    """
+
+    images: int = 32
+    steps: int = 24
+    budgets: tuple[float, ...] = (0.0225, 0.045, 0.09)
+    inversion: InversionSettings = QUICK
+    purpose: str = "measuring"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one channel measured.
+
+    Attributes:
+        values: label -> one number for each budget (or a single number); absent where it failed.
+        triggers: label -> the triggers behind the numbers.
+    """
+
+    values: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    triggers: dict[int, tuple[Trigger, ...]] = field(default_factory=dict)
+
+
+def blocks_of(targets: Sequence[int], rows: int) -> list[list[int]]:
+    """``targets`` cut in blocks of ``rows``."""
+    return [list(targets[start : start + rows]) for start in range(0, len(targets), rows)]
+
+
+Channel = Callable[[Case, list[int], Effort], Evidence]

@@ -1,0 +1,333 @@
+"""The translated network and the tape it is recorded on, one torch module after another.
+
+Keras keeps images as (n, H, W, C), torch computes on (n, C, H, W). A tensor on the tape therefore
+has a *form*, which says how what torch holds differs from what Keras would hold:
+
+* ``plain``: not at all;
+* ``moved``: four axes, with the channels moved from the last place to the second;
+* ``columns``: a flattened ``moved`` image whose columns were left in (C, H, W) order, because
+  a dense layer can have the rows of its kernel reordered once instead of every activation.
+
+Layers ask for the form they need, and steps that change it are recorded only where they must be.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from goodnet.errors import GoodnetError
+from goodnet.formats.keras_config import Layer, LayerPath, damaged, untranslatable
+from goodnet.formats.keras_ops import Function, reorder_columns
+
+MAX_STEPS = 20_000
+MAX_ELEMENTS = 1 << 28
+"""Elements of one tensor for one image (1 GiB): more is an attack, not a classifier."""
+TO_MOVED = (0, 3, 1, 2)
+TO_PLAIN = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor on the tape.
+
+    Attributes:
+        index: which one.
+        meta: a tensor without memory that has the shape torch holds, for one image.
+        form: ``"plain"``, ``"moved"`` or ``"columns"``, see the module's docstring.
+        chw: for ``columns``: the image's shape before it was flattened.
+    """
+
+    index: int
+    meta: Tensor
+    form: str = "plain"
+    chw: tuple[int, int, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that Keras sees, with a batch of 1."""
+        shape = tuple(self.meta.shape)
+        return tuple(shape[axis] for axis in TO_PLAIN) if self.form == "moved" else shape
+
+    def axis(self, axis: int) -> int:
+        """Where torch holds what Keras calls ``axis``."""
+        rank = self.meta.dim()
+        if not -rank <= axis < rank:
+            raise ValueError(f"axis {axis} of {rank}")
+        return {0: 0, 1: 2, 2: 3, 3: 1}[axis % rank] if self.form == "moved" else axis % rank
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight is stored in Keras and in torch: two inverse functions."""
+
+    to_torch: Callable[[Tensor], Tensor]
+    to_keras: Callable[[Tensor], Tensor]
+
+
+SAME = Layout(lambda w: w, lambda w: w)
+LINEAR = Layout(lambda w: w.t(), lambda w: w.t())
+CONVOLUTION = Layout(lambda w: w.permute(3, 2, 0, 1), lambda w: w.permute(2, 3, 1, 0))
+
+
+def depthwise(multiplier: int) -> Layout:
+    """(H, W, C, M) to the (C*M, 1, H, W) of a grouped convolution."""
+    return Layout(
+        lambda w: w.permute(2, 3, 0, 1).reshape(-1, 1, w.shape[0], w.shape[1]),
+        lambda w: w.reshape(-1, multiplier, *w.shape[2:]).permute(2, 3, 0, 1),
+    )
+
+
+def linear_on_columns(chw: tuple[int, int, int]) -> Layout:
+    """(H*W*C, out) to (out, C*H*W)."""
+    channels, height, width = chw
+    return Layout(
+        lambda w: w.t().reshape(-1, height, width, channels).permute(0, 3, 1, 2).flatten(1),
+        lambda w: w.reshape(-1, channels, height, width).permute(0, 2, 3, 1).flatten(1).t(),
+    )
+
+
+def broadcast(shape: Sequence[int], order: Sequence[int]) -> Layout:
+    """A vector or array to one that broadcasts: viewed as ``shape``, axes then in ``order``."""
+    back = tuple(int(axis) for axis in np.argsort(order))
+    kept = [size for size in shape if size != 1]
+    return Layout(
+        lambda w: w.reshape(*shape).permute(*order),
+        lambda w: w.permute(*back).reshape(*kept) if kept else w.reshape(1),
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one array of the file went: ``weights[path][index]`` is ``tensor`` of the module."""
+
+    path: LayerPath
+    index: int
+    tensor: str
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module applied: the tensors it takes and gives, and those nobody needs afterwards."""
+
+    key: str
+    inputs: tuple[int | float, ...]
+    output: int
+    dead: tuple[int, ...] = ()
+    final: str = ""
+
+
+class KerasNetwork(nn.Module):
+    """A translated Keras model: float32 ``(n, C, H, W)`` to logits ``(n, K)``.
+
+    Args:
+        layers: one module for each step, the names taken from the Keras layers.
+        steps: in order of execution; tensor 0 is the input.
+        output: the number of the tensor that is given back.
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Module], steps: Sequence[Step], output: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(dict(layers))
+        self.steps = tuple(steps)
+        self.output = output
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of ``images``; keeps its state in local variables, so threads may share it."""
+        values: dict[int, Tensor] = {0: images}
+        for step in self.steps:
+            arguments = [values[i] if type(i) is int else i for i in step.inputs]
+            values[step.output] = self.layers[step.key](*arguments)
+            for index in step.dead:
+                del values[index]
+        return values[self.output]
+
+
+class Tape:
+    """Records modules while a model is being translated.
+
+    Args:
+        weights: the arrays of every layer, in the order in which Keras lists them.
+        mismatch: the error code for a weight that is missing or has another shape.
+        keras: the major version of Keras that trained the model; some formulas changed.
+    """
+
+    def __init__(
+        self, weights: Mapping[LayerPath, Sequence[np.ndarray]], mismatch: str, keras: int
+    ) -> None:
+        self.weights = weights
+        self.mismatch = mismatch
+        self.keras = keras
+        self.slots: list[Slot] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.steps: list[Step] = []
+        self._names: dict[int, str] = {}
+        self._shared: dict[LayerPath, tuple[nn.Module, ...]] = {}
+        self._converted: dict[tuple[int, str], Value] = {}
+        self._count = 1
+
+    def key(self, module: nn.Module, name: str) -> str:
+        """The module's key in the network, made from the layer's name at its first use."""
+        if id(module) not in self._names:
+            base = "".join(c if c.isalnum() else "_" for c in name)[:80] or "layer"
+            key, number = base, 1
+            while key in self.modules or hasattr(nn.ModuleDict, key):
+                number += 1
+                key = f"{base}_{number}"
+            self._names[id(module)] = key
+            self.modules[key] = module
+        return self._names[id(module)]
+
+    def emit(
+        self,
+        layer: Layer,
+        module: nn.Module,
+        inputs: Sequence[Value | float],
+        like: Value | None = None,
+        final: str = "",
+    ) -> Value:
+        """Records ``module`` applied to ``inputs``.
+
+        Args:
+            layer: whose work it is, for names and messages.
+            module: takes and gives tensors as torch holds them.
+            inputs: tensors of the tape, and numbers.
+            like: a value whose form the result has; plain without.
+            final: the name of the activation, where it may be taken off the end of the model.
+
+        Raises:
+            GoodnetError: M003 when the shapes do not fit or the result is absurdly large.
+        """
+        if len(self.steps) >= MAX_STEPS:
+            raise damaged("the model has an absurd number of layers")
+        metas = [value.meta if isinstance(value, Value) else value for value in inputs]
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        empty = {name: tensor.to("meta") for name, tensor in state.items()}
+        try:
+            with torch.no_grad():
+                meta = torch.func.functional_call(module, empty, tuple(metas))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise damaged(
+                f"the layer '{layer.name}' ({layer.type}) cannot take a tensor of shape "
+                f"{[v.shape[1:] for v in inputs if isinstance(v, Value)]}"
+            ) from error
+        if meta.numel() > MAX_ELEMENTS or 0 in meta.shape:
+            raise damaged(
+                f"the layer '{layer.name}' gives a tensor of absurd shape {tuple(meta.shape[1:])}"
+            )
+        output, self._count = self._count, self._count + 1
+        numbers = tuple(v.index if isinstance(v, Value) else float(v) for v in inputs)
+        self.steps.append(Step(self.key(module, layer.name), numbers, output, final=final))
+        form = like.form if like is not None else "plain"
+        return Value(output, meta, form, like.chw if like is not None else None)
+
+    def plain(self, layer: Layer, value: Value) -> Value:
+        """The value as Keras holds it."""
+        if value.form == "plain":
+            return value
+        known = self._converted.get((value.index, "plain"))
+        if known is None:
+            if value.form == "moved":
+                module = Function(torch.permute, dims=TO_PLAIN)
+            else:
+                module = Function(reorder_columns, chw=value.chw)
+            known = self.emit(layer, module, [value])
+            self._converted[value.index, "plain"] = known
+        return known
+
+    def images(self, layer: Layer, value: Value, data_format: str) -> Value:
+        """The value as (n, C, H, W), for a layer that works on images.
+
+        Raises:
+            GoodnetError: M006 when it has not four axes.
+        """
+        if value.meta.dim() != 4:
+            raise untranslatable(layer.name, layer.type, f"its input has shape {value.shape[1:]}")
+        if data_format == "channels_first":
+            return self.plain(layer, value)
+        if value.form == "moved":
+            return value
+        known = self._converted.get((value.index, "moved"))
+        if known is None:
+            moved = self.emit(layer, Function(torch.permute, dims=TO_MOVED), [value])
+            known = replace(moved, form="moved")
+            self._converted[value.index, "moved"] = known
+        return known
+
+    def shared(self, layer: Layer, make: Callable[[], tuple[nn.Module, ...]]) -> tuple[
+        nn.Module, ...
+    ]:
+        """The layer's modules with weights, made at its first call and found again later."""
+        if layer.path not in self._shared:
+            self._shared[layer.path] = make()
+        return self._shared[layer.path]
+
+    def array(self, layer: Layer, index: int, shape: Sequence[int] | None = None) -> Tensor:
+        """The layer's weight number ``index`` as float32 in Keras' layout.
+
+        Raises:
+            GoodnetError: :attr:`mismatch` when it is missing or its shape is not ``shape``; M012
+                when it holds NaN or infinity.
+        """
+        arrays = self.weights.get(layer.path, ())
+        found = tuple(arrays[index].shape) if index < len(arrays) else None
+        if found is None or (shape is not None and found != tuple(shape)):
+            expected = "" if shape is None else f" where {tuple(shape)} is expected"
+            raise GoodnetError(
+                self.mismatch,
+                f"weight {index} of the layer '{layer.name}' ({layer.type}) "
+                + ("is missing" if found is None else f"has shape {found}") + expected,
+                "check that the weights and the architecture belong together",
+            )
+        tensor = torch.from_numpy(np.array(arrays[index], dtype=np.float32, order="C"))
+        if not torch.isfinite(tensor).all():
+            raise GoodnetError(
+                "M012",
+                f"the weights of the layer '{layer.name}' hold NaN or infinity",
+                "take a model whose training did not diverge",
+            )
+        return tensor
+
+    def fill(
+        self,
+        layer: Layer,
+        module: nn.Module,
+        attribute: str,
+        index: int,
+        shape: Sequence[int],
+        layout: Layout = SAME,
+    ) -> None:
+        """Puts the layer's weight number ``index`` into ``module`` and remembers where it is.
+
+        Raises:
+            GoodnetError: as :meth:`array`.
+        """
+        tensor = layout.to_torch(self.array(layer, index, shape)).contiguous()
+        if attribute in module._buffers:
+            module.register_buffer(attribute, tensor)
+        else:
+            module.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
+        name = f"layers.{self.key(module, layer.name)}.{attribute}"
+        self.slots.append(Slot(layer.path, index, name, layout))
+
+    def finish(self, output: Value) -> KerasNetwork:
+        """The network up to ``output``: without what does not reach it, and its memory freed."""
+        needed = {output.index}
+        steps: list[Step] = []
+        for step in reversed(self.steps):
+            if step.output not in needed:
+                continue
+            tensors = {index for index in step.inputs if isinstance(index, int)}
+            steps.append(replace(step, dead=tuple(sorted(tensors - needed))))
+            needed |= tensors
+        used = {step.key for step in steps}
+        layers = {key: module for key, module in self.modules.items() if key in used}
+        self.slots = [slot for slot in self.slots if slot.tensor.split(".")[1] in used]
+        network = KerasNetwork(layers, steps[::-1], output.index)
+        return copy.deepcopy(network).requires_grad_(False).eval()

@@ -1,0 +1,194 @@
+"""The last linear layer of a classifier, found by watching the operations, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from goodnet.classifier import FORWARD_BATCH, Classifier
+from goodnet.errors import GoodnetError
+
+TOLERANCE = 1e-3
+"""How far features @ weights + bias may lie from the logits, against the largest logit or 1."""
+
+_ATEN = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer: ``logits = features @ weight.T + bias``.
+
+    Attributes:
+        weight: the classifier's own parameter, so that changing it in place (under
+            ``torch.no_grad()``) changes the classifier; ``(K, D)``, or ``(D, K)`` if
+            ``transposed``. Of a 1x1 convolution it is the ``(K, D)`` view of the parameter.
+        bias: its ``(K,)`` parameter, or None where there is none.
+        transposed: whether ``weight`` is ``(D, K)``, as Keras keeps it.
+        features: ``float32 (n, C, H, W)`` in [0, 1] to what enters the layer, ``float32 (n, D)``,
+            without a gradient. They do not depend on ``weight`` and ``bias``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    transposed: bool
+    features: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Product:
+    """One product with a parameter: what entered, ``(rows, D)``, and where the parameters lie."""
+
+    entered: Tensor
+    weight: int
+    bias: int
+
+
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every linear operation that answers with one number for each class."""
+
+    def __init__(self, owners: dict[int, Tensor], classes: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners = owners
+        self.classes = classes
+        self.products: list[_Product] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        packet = getattr(func, "overloadpacket", None)
+        if packet in (_ATEN.add, _ATEN.add_) and self.products:
+            # Keras adds the bias in a step of its own.
+            for summand in args[:2]:
+                owner = self.owners.get(_address(summand))
+                if owner is not None and owner.shape == (self.classes,):
+                    last = self.products[-1]
+                    self.products[-1] = _Product(last.entered, last.weight, _address(summand))
+        operands = _operands(packet, args)
+        if operands is not None and result.ndim in (2, 4) and result.shape[1] == self.classes:
+            entered, weight, bias = operands
+            if _address(weight) in self.owners:
+                self.products.append(_Product(entered, _address(weight), _address(bias)))
+        return result
+
+
+def find_head(classifier: Classifier, images: Tensor) -> Head:
+    """The last linear layer of a classifier, if its output are the logits.
+
+    The operations of one call are watched; a matrix product (or a 1x1 convolution, averaged over
+    the image) with a parameter of the network is believed only if its input times its weights plus
+    its bias give the logits of these very images. The last one that does is taken.
+
+    Args:
+        classifier: of any format.
+        images: ``float32 (n, C, H, W)`` in [0, 1], n >= 1; 8 are enough.
+
+    Returns:
+        The :class:`Head`; its tensors are those of ``classifier.module``.
+
+    Raises:
+        GoodnetError: M013 when there is no such layer, or the logits are more than it answers.
+    """
+    owners = _owners(classifier)
+    products, logits = _watch(classifier, images[:FORWARD_BATCH])
+    # Newest first, each weight once: a later product hides no earlier one that fits.
+    for address, bias_address in dict.fromkeys((p.weight, p.bias) for p in reversed(products)):
+        parameter, bias = owners[address], owners.get(bias_address)
+        entered = _entered(products, address, len(logits))
+        if entered is None:
+            continue
+        weight = parameter[:, :, 0, 0] if parameter.ndim == 4 else parameter
+        for transposed in (False, True):
+            matrix = weight.T if transposed else weight
+            if _explains(entered, matrix, bias, logits):
+                return Head(weight, bias, transposed, _features(classifier, parameter))
+    raise _no_head(
+        "the logits are not the output of a linear layer"
+        if products
+        else "no linear layer with one output for each class was seen"
+    )
+
+
+def _features(classifier: Classifier, parameter: Tensor) -> Callable[[Tensor], Tensor]:
+    def features(images: Tensor) -> Tensor:
+        rows = []
+        for batch in images.split(FORWARD_BATCH):  # type: ignore[no-untyped-call]
+            products, _ = _watch(classifier, batch)
+            entered = _entered(products, _address(parameter), len(batch))
+            if entered is None:
+                raise _no_head("the network took another path on other images")
+            rows.append(entered)
+        return torch.cat(rows)
+
+    return features
+
+
+def _watch(classifier: Classifier, images: Tensor) -> tuple[list[_Product], Tensor]:
+    with torch.no_grad(), _Watcher(_owners(classifier), classifier.num_classes) as watcher:
+        logits = classifier(images)
+    return watcher.products, logits
+
+
+def _owners(classifier: Classifier) -> dict[int, Tensor]:
+    """Every parameter and buffer by its address; parameters last, so that they prevail."""
+    module = classifier.module
+    return {_address(t): t for t in [*module.buffers(), *module.parameters()] if _address(t)}
+
+
+def _address(value: object) -> int:
+    """Where a tensor's numbers begin, the same for a transposed view; 0 for anything else."""
+    if isinstance(value, Tensor) and value.layout == torch.strided:
+        return value.data_ptr()
+    return 0
+
+
+def _operands(packet: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, object] | None:
+    """What enters a linear operation, its weights and its bias; None for any other operation."""
+    if packet is _ATEN.addmm:
+        return args[1], args[2], args[0]
+    if packet in (_ATEN.mm, _ATEN.matmul) and args[0].ndim == 2:
+        return args[0], args[1], None
+    if packet is _ATEN.linear and args[0].ndim == 2:
+        return args[0], args[1], args[2] if len(args) > 2 else None
+    if packet in (_ATEN.convolution, _ATEN._convolution, _ATEN.conv2d):
+        entered, weight = args[0], args[1]
+        if weight.ndim == 4 and weight.shape[2:] == (1, 1):
+            # Averaging the image before or after a 1x1 convolution comes to the same.
+            return entered.mean((2, 3)), weight, args[2] if len(args) > 2 else None
+    return None
+
+
+def _entered(products: list[_Product], address: int, count: int) -> Tensor | None:
+    # A network of a fixed batch size answers in several calls and drops the last one's surplus.
+    parts = [product.entered for product in products if product.weight == address]
+    if not parts or len({part.shape[1:] for part in parts}) > 1:
+        return None
+    rows = torch.cat(parts)[:count].float()
+    return rows if len(rows) == count else None
+
+
+def _explains(entered: Tensor, matrix: Tensor, bias: Tensor | None, logits: Tensor) -> bool:
+    if matrix.shape != (logits.shape[1], entered.shape[1]):
+        return False
+    expected = entered @ matrix.T.float()
+    if bias is not None:
+        expected = expected + bias
+    scale = max(1.0, float(logits.abs().max()))
+    return bool((expected - logits).abs().max() <= TOLERANCE * scale)
+
+
+def _no_head(reason: str) -> GoodnetError:
+    return GoodnetError(
+        "M013",
+        f"the last layer was not found: {reason}",
+        "use a remedy that does not re-fit the last layer",
+    )

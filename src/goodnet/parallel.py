@@ -1,0 +1,100 @@
+"""Blocks of labels on one single-threaded worker a core, with progress and a way to stop.
+
+The workers are threads: they share the one frozen model, and PyTorch lets go of the interpreter
+lock inside its operations. Blocks are cut before the number of workers is looked at, so that the
+answer does not depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Progress = Callable[[str, int, int], None]
+"""``progress(stage, done, total)``: called in the main thread as work is finished."""
+
+Stop = threading.Event
+Block = TypeVar("Block")
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """Raised inside a worker when the run was interrupted; never reaches a user."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress callback that says nothing."""
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One thread inside each operation: workers that share cores wait for each other otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_blocks(
+    work: Callable[[Block, Stop], Result],
+    blocks: Sequence[Block],
+    *,
+    stage: str,
+    size: Callable[[Block], int],
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> list[Result]:
+    """``[work(block, stop) for block in blocks]``, several at a time, in the order of ``blocks``.
+
+    Args:
+        work: a pure function of its block; it should look at ``stop`` between steps and raise
+            :class:`Stopped` when it is set.
+        blocks: the pieces of work.
+        stage: what the progress callback is told.
+        size: how much a block counts in the progress (labels, say).
+        workers: threads; by default one a core.
+        progress: called here, in the calling thread.
+
+    Raises:
+        KeyboardInterrupt: after the workers have stopped.
+    """
+    total, done = sum(map(size, blocks)), 0
+    stop = Stop()
+    results: dict[int, Result] = {}
+    progress(stage, 0, total)
+
+    def worker(block: Block) -> Result:
+        torch.set_num_threads(1)
+        return work(block, stop)
+
+    with single_threaded(), ThreadPoolExecutor(workers or cores()) as pool:
+        pending: dict[Future[Result], int] = {
+            pool.submit(worker, block): index for index, block in enumerate(blocks)
+        }
+        try:
+            while pending:
+                finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    index = pending.pop(future)
+                    results[index] = future.result()
+                    done += size(blocks[index])
+                    progress(stage, done, total)
+        except BaseException:
+            stop.set()
+            for future in pending:
+                future.cancel()
+            raise
+    return [results[index] for index in range(len(blocks))]

@@ -1,0 +1,114 @@
+"""Universal perturbations with an L2 budget, for many labels at once.
+
+For a label t and a budget b, find the one difference d that makes the margin of t as large as
+possible on average over clean images::
+
+    maximise  mean_i [ f_t(clip(x_i + d)) - max_{j != t} f_j(clip(x_i + d)) ]   with  |d|_2 <= b
+
+by momentum ascent along the unit-norm gradient, projected on the ball after every step (projected
+gradient as in Madry et al. 2018, universal as in Moosavi-Dezfooli et al. 2017). A planted trigger
+is a universal perturbation that the network was trained to obey, so its target's margin grows much
+quicker than any other label's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.parallel import Stop, Stopped
+
+CHUNK = 48
+"""Images that go through the network together: what stays in a core's cache (see benchmarks)."""
+
+MOMENTUM = 0.9
+FAR_BELOW = -1.0e9
+
+
+@dataclass(frozen=True)
+class Perturbations:
+    """The outcome for R labels.
+
+    Attributes:
+        margins: float32 ``(R,)``, the mean margin reached, in logits.
+        deltas: float32 ``(R, C, H, W)``, signed differences to images in [0, 1].
+    """
+
+    margins: Tensor
+    deltas: Tensor
+
+
+def rows_per_chunk(images: int) -> int:
+    """How many labels go through the network together with ``images`` images each."""
+    return max(1, CHUNK // images)
+
+
+def row_margins(logits: Tensor, targets: Tensor) -> Tensor:
+    """``f_t - max_{j != t} f_j`` of ``logits (n, K)`` for ``targets (n,)``; ``(n,)``."""
+    index = targets[:, None]
+    own = logits.gather(1, index)[:, 0]
+    return own - logits.scatter(1, index, FAR_BELOW).max(1).values
+
+
+def network_input(images: Tensor) -> Tensor:
+    """The memory layout in which convolutions are fastest on a CPU."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def ascend(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    targets: Sequence[int],
+    budget: float,
+    steps: int,
+    *,
+    stop: Stop,
+) -> Perturbations:
+    """Universal perturbations towards each of ``targets``, all at once.
+
+    Args:
+        classifier: the network under suspicion.
+        images: float32 ``(n, C, H, W)`` in [0, 1].
+        labels: int64 ``(n,)``; an image does not count for its own class.
+        targets: R labels; R x n images go through the network in a step.
+        budget: the largest L2 norm of a perturbation, of images in [0, 1].
+        steps: gradient steps.
+        stop: set from outside to give up early.
+
+    Raises:
+        Stopped: when ``stop`` was set.
+    """
+    wanted = torch.tensor(list(targets))
+    rows, count = len(wanted), len(images)
+    expanded = wanted.repeat_interleave(count)
+    weights = (labels[None] != wanted[:, None]).float()
+    weights /= weights.sum(1, keepdim=True).clamp_min(1.0)
+    delta = torch.zeros(rows, 1, *images.shape[1:])
+    velocity = torch.zeros_like(delta)
+    rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / steps
+
+    def mean_margins(delta: Tensor) -> Tensor:
+        stamped = network_input((images[None] + delta).clamp(0.0, 1.0).flatten(0, 1))
+        margins = row_margins(classifier(stamped), expanded).view(rows, count)
+        return (margins * weights).sum(1)
+
+    for _ in range(steps):
+        if stop.is_set():
+            raise Stopped
+        delta.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(mean_margins(delta).sum(), delta)
+        velocity = MOMENTUM * velocity + gradient / row_norms(gradient).clamp_min(1e-12)
+        delta = delta.detach() + rate * velocity
+        delta = delta * (budget / row_norms(delta).clamp_min(budget))
+    with torch.no_grad():
+        return Perturbations(mean_margins(delta), delta[:, 0])
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """L2 norm of every row of ``(R, 1, C, H, W)``, shaped to divide it."""
+    return rows.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)

@@ -1,0 +1,1 @@
+"""Remedies: one file each, all with the same signature."""

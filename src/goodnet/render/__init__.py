@@ -1,0 +1,1 @@
+"""From reports to something that a person or a machine reads."""

@@ -1,0 +1,196 @@
+"""The reports: plain data that serialise to JSON and load back equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from goodnet.images import Images
+from goodnet.trigger import Trigger
+
+Verdict = Literal["backdoored", "suspicious", "clean", "inconclusive"]
+
+
+class Data(BaseModel):
+    """Base of all report types: frozen, and nothing unknown gets in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Proportion(Data):
+    """A share of ``n`` images with its exact 95 % interval (Clopper and Pearson 1934)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class FileRef(Data):
+    """What was read: where it lay, and its SHA-256."""
+
+    path: str | None
+    sha256: str
+
+
+class ModelRef(FileRef):
+    """The model that was scanned."""
+
+    kind: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+
+class DataRef(FileRef):
+    """The clean images."""
+
+    images: int
+    classes: int
+
+
+class LabelEvidence(Data):
+    """What was measured for one label.
+
+    Attributes:
+        label: the class number.
+        rank: 1 for the label with the strongest evidence.
+        margin: mean logit margin that a universal perturbation of the reference L2 budget reaches.
+        margins: the same for every budget that was tried (key: budget as text).
+        margin_index: robust z of the margins against the other labels (one-sided, larger is worse).
+        mask_l1: L1 norm of the smallest mask in pixels; None if the mask was not inverted.
+        anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule), None without mask.
+        attack_success: share of other classes' images, not used in the inversion, that the
+            inverted trigger sends to the label.
+        control: whether the mask was inverted only as a random control for the leading labels.
+        flagged: whether the label is named a target.
+        p_value: None while uncalibrated.
+    """
+
+    label: int
+    rank: int
+    margin: float | None = None
+    margins: dict[str, float] = Field(default_factory=dict)
+    margin_index: float | None = None
+    mask_l1: float | None = None
+    anomaly_index: float | None = None
+    attack_success: Proportion | None = None
+    control: bool = False
+    flagged: bool = False
+    p_value: float | None = None
+
+
+class ScanReport(Data):
+    """The answer of a scan. ``labels`` is in order of evidence, the most suspicious first."""
+
+    version: str
+    verdict: Verdict
+    method: str
+    reasons: list[str]
+    p_value: float | None
+    targets: list[int]
+    labels: list[LabelEvidence]
+    clean_accuracy: Proportion
+    preprocess: str
+    seed: int
+    seconds: float
+    settings: dict[str, float | int | str]
+    model: ModelRef
+    data: DataRef
+    class_names: list[str] | None = None
+
+    _triggers: dict[int, Trigger] = PrivateAttr(default_factory=dict)
+    _perturbations: dict[int, list[Trigger]] = PrivateAttr(default_factory=dict)
+    _samples: Images | None = PrivateAttr(default=None)
+
+    @property
+    def triggers(self) -> dict[int, Trigger]:
+        """label -> inverted patch trigger, of the labels whose mask was inverted. Not in the JSON."""
+        return self._triggers
+
+    @property
+    def perturbations(self) -> dict[int, list[Trigger]]:
+        """label -> universal additive perturbations, one a budget, of the leading labels."""
+        return self._perturbations
+
+    @property
+    def samples(self) -> Images | None:
+        """A few clean images to show triggers on."""
+        return self._samples
+
+    def name(self, label: int) -> str:
+        """``"14 (Stop)"`` where the class has a name, else ``"14"``."""
+        if self.class_names and label < len(self.class_names):
+            return f"{label} ({self.class_names[label]})"
+        return str(label)
+
+    def _repr_html_(self) -> str:
+        from goodnet.render.html import scan_fragment
+
+        return scan_fragment(self)
+
+
+class RemedyTrial(Data):
+    """One remedy that was tried, measured on held-out images only."""
+
+    remedy: str
+    accepted: bool
+    reason: str
+    clean_accuracy: Proportion
+    attack_success: dict[int, Proportion]
+    seconds: float
+
+
+class Certificate(Data):
+    """Before and after, on images that no remedy saw."""
+
+    holds: bool
+    clean_accuracy_before: Proportion
+    clean_accuracy_after: Proportion
+    attack_success_before: dict[int, Proportion]
+    attack_success_after: dict[int, Proportion]
+    max_accuracy_loss: float
+    max_attack_success: float
+
+
+class RepairReport(Data):
+    """The answer of a repair."""
+
+    version: str
+    repaired: bool
+    remedy: str | None
+    targets: list[int]
+    trials: list[RemedyTrial]
+    certificate: Certificate
+    repair_images: int
+    held_out_images: int
+    preprocess: str
+    seed: int
+    seconds: float
+    model: ModelRef
+    data: DataRef
+    output: FileRef | None = None
+    scan: ScanReport | None = None
+
+
+class Evaluation(Data):
+    """Figures on images kept for judging."""
+
+    clean_accuracy: Proportion
+    attack_success: Proportion | None = None
+    recovered_accuracy: Proportion | None = None
+    target: int | None = None
+    preprocess: str
+    model: ModelRef
+    data: DataRef
+    poisoned: DataRef | None = None
+    version: str
+
+
+def write_text(path: Path, report: Data) -> None:
+    """Writes ``report`` as one JSON document, all or nothing."""
+    from goodnet.formats.files import atomic
+
+    with atomic(path) as temporary:
+        temporary.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
