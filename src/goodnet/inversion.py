@@ -86,15 +86,22 @@ class Inversion:
 class _Rows:
     """The state of all labels that are still being optimised; index_select keeps a subset."""
 
-    def __init__(self, targets: Tensor, shape: tuple[int, int, int], generator: torch.Generator,
-                 settings: InversionSettings) -> None:
+    def __init__(
+        self,
+        targets: Tensor,
+        shape: tuple[int, int, int],
+        generator: torch.Generator,
+        settings: InversionSettings,
+    ) -> None:
         channels, height, width = shape
         rows = len(targets)
         self.targets = targets
         self.mask_logit = torch.randn(rows, 1, height, width, generator=generator)
         self.pattern_logit = torch.randn(rows, channels, height, width, generator=generator)
-        self.moments = [torch.zeros_like(t) for t in (self.mask_logit, self.mask_logit,
-                                                      self.pattern_logit, self.pattern_logit)]
+        self.moments = [
+            torch.zeros_like(t)
+            for t in (self.mask_logit, self.mask_logit, self.pattern_logit, self.pattern_logit)
+        ]
         start = settings.initial_cost if settings.warm_start else 0.0
         self.cost = torch.full((rows,), start)
         self.up, self.down, self.idle = (torch.zeros(rows) for _ in range(3))
@@ -217,9 +224,7 @@ def _adam(
     return moved[0], moved[1]
 
 
-def _remember(
-    state: _Rows, success: Tensor, size: Tensor, settings: InversionSettings
-) -> None:
+def _remember(state: _Rows, success: Tensor, size: Tensor, settings: InversionSettings) -> None:
     """Keeps the smallest mask that works."""
     mask = state.mask_logit.sigmoid()
     better = (success >= settings.attack_success) & (size < state.best_size)

@@ -60,6 +60,8 @@ class LabelEvidence(Data):
         margins: the same for every budget that was tried (key: budget as text).
         margin_index: robust z of the margins against the other labels (one-sided, larger is worse).
         mask_l1: L1 norm of the smallest mask in pixels; None if the mask was not inverted.
+        mask_index: the same robust z for log ``mask_l1`` (smaller masks give larger values).
+        score: both indices in one number, in units of a standard normal; it orders the labels.
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule), None without mask.
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
@@ -75,6 +77,8 @@ class LabelEvidence(Data):
     margin_index: float | None = None
     mask_l1: float | None = None
     anomaly_index: float | None = None
+    mask_index: float | None = None
+    score: float | None = None
     attack_success: Proportion | None = None
     control: bool = False
     flagged: bool = False
@@ -106,12 +110,12 @@ class ScanReport(Data):
 
     @property
     def triggers(self) -> dict[int, Trigger]:
-        """label -> inverted patch trigger, of the labels whose mask was inverted. Not in the JSON."""
+        """Label -> inverted patch trigger, of the labels whose mask was inverted. Not in the JSON."""
         return self._triggers
 
     @property
     def perturbations(self) -> dict[int, list[Trigger]]:
-        """label -> universal additive perturbations, one a budget, of the leading labels."""
+        """Label -> universal additive perturbations, one a budget, of the leading labels."""
         return self._perturbations
 
     @property
@@ -124,6 +128,12 @@ class ScanReport(Data):
         if self.class_names and label < len(self.class_names):
             return f"{label} ({self.class_names[label]})"
         return str(label)
+
+    def __eq__(self, other: object) -> bool:
+        # Triggers travel in a file of their own, so that a report equals the one that it loads as.
+        return isinstance(other, ScanReport) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]  # holds lists
 
     def _repr_html_(self) -> str:
         from goodnet.render.html import scan_fragment

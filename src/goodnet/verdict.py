@@ -20,11 +20,11 @@ Floats = NDArray[np.float64]
 NEURAL_CLEANSE_THRESHOLD = 2.0
 """Wang et al. 2019, section IV: an anomaly index above 2 names a target."""
 
-SLACK = 1.2
-"""How far beyond the expected largest of K normal scores a label must lie to be a target."""
+BEYOND = 1.45
+"""How many times the expected largest of K normal scores a target's score is."""
 
-SUSPICION = 0.6
-"""The same to be a suspect."""
+SUSPICION = 1.25
+"""The same of a suspect."""
 
 CEILING = 10.0
 """No channel counts for more than this: beyond it a robust z says nothing more."""
@@ -101,13 +101,14 @@ def _index(sizes: Floats, usual: NDArray[np.bool_]) -> Floats:
 
 def threshold(num_classes: int, slack: float = SLACK) -> float:
     """The score from which a label is a target: the largest of K normal scores lies near
-    ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms."""
+    ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms.
+    """
     return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack
 
 
-def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]:
+def flagged(scores: Scores, num_classes: int, beyond: float = BEYOND) -> list[int]:
     """Labels above :func:`threshold`, the strongest first."""
-    bar = threshold(num_classes, slack)
+    bar = threshold(num_classes, beyond)
     order = np.argsort(-scores.score, kind="stable")
     return [scores.labels[i] for i in order if scores.score[i] >= bar]
 
@@ -115,9 +116,7 @@ def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]
 def neural_cleanse(scores: Scores) -> list[int]:
     """The paper's rule: anomaly index above 2, the largest index first."""
     order = np.argsort(-np.nan_to_num(scores.anomaly_index, nan=-np.inf), kind="stable")
-    return [
-        scores.labels[i] for i in order if scores.anomaly_index[i] > NEURAL_CLEANSE_THRESHOLD
-    ]
+    return [scores.labels[i] for i in order if scores.anomaly_index[i] > NEURAL_CLEANSE_THRESHOLD]
 
 
 def doubts(*, images: int, measured: int, wanted: int, num_classes: int) -> list[str]:

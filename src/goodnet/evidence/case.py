@@ -45,6 +45,8 @@ class Effort:
             is a change of .045 in every pixel and channel if it were spread evenly.
         inversion: the schedule of the mask inversion.
         purpose: what the progress callback is told.
+        keep_triggers: whether the triggers are wanted besides the numbers; those of thousands of
+            labels take memory.
     """
 
     images: int = 32
@@ -52,6 +54,7 @@ class Effort:
     budgets: tuple[float, ...] = (0.0225, 0.045, 0.09)
     inversion: InversionSettings = QUICK
     purpose: str = "measuring"
+    keep_triggers: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def universal_margin(case: Case, targets: list[int], effort: Effort) -> Evidence
         return [
             (
                 tuple(float(outcome.margins[row]) for outcome in outcomes),
-                [_additive(outcome.deltas[row], target) for outcome in outcomes],
+                [_additive(outcome.deltas[row], target) for outcome in outcomes]
+                if effort.keep_triggers
+                else [],
             )
             for row, target in enumerate(block)
         ]

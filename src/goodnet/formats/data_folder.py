@@ -17,7 +17,10 @@ from goodnet.formats.data_arrays import MAX_BYTES, Array, RawImages
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM", "TIFF")
 """Pillow decoders that may be used: the common ones, none that starts another program."""
-SUFFIXES = frozenset(".png .jpg .jpeg .jpe .bmp .gif .webp .ppm .pgm .pbm .pnm .tif .tiff".split())
+SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in "png jpg jpeg jpe bmp gif webp ppm pgm pbm pnm tif tiff".split()  # noqa: SIM905
+)
 MAX_PIXELS = 2**26
 """Pixels of one picture: 8192 x 8192; a file that claims more is a bomb, not a photograph."""
 MAX_FILE_BYTES = 2**29

@@ -154,7 +154,10 @@ def _class(entry: Mapping[str, Any]) -> str:
     """The class name, with operations kept apart from the layers that share their names."""
     kind = str(entry["class_name"])
     module = entry.get("module")
-    if isinstance(module, str) and ".ops" in module:
+    config = entry["config"]
+    # Keras 3 leaves the module out of HDF5 files; but every layer is trainable or has a type.
+    bare = module is None and isinstance(config, dict) and set(config) <= {"name", "axis"}
+    if (isinstance(module, str) and ".ops" in module) or (bare and kind not in MODELS):
         return "ops." + kind
     if kind == "TFOpLambda":
         return "tf." + str(entry["config"].get("function"))
@@ -220,15 +223,17 @@ def _call(node: object, name: str, kind: str) -> Call:
             arguments.append(float(item[2]))
         else:
             arguments.append(Ref(str(item[0]), int(item[1]), int(item[2])))
-        _keywords(item[3] if len(item) > 3 else {}, arguments, name, kind)
+        keywords = item[3] if len(item) > 3 else {}
+        # Keras 3 overrides what it recorded when it predicts, Keras 2 did not.
+        if keywords.get("training") is True:
+            raise untranslatable(name, kind, "it is called in training mode")
+        _keywords(keywords, arguments, name, kind)
     return Call(tuple(arguments))
 
 
 def _keywords(
     kwargs: Mapping[str, Any], arguments: list[Ref | float], name: str, kind: str
 ) -> None:
-    if kwargs.get("training") is True:
-        raise untranslatable(name, kind, "it is called in training mode")
     for key, value in kwargs.items():
         if key in _HARMLESS_KWARGS or value is None:
             continue

@@ -1,8 +1,10 @@
-"""What Keras layers without weights compute, as functions of NCHW tensors."""
+"""What Keras layers compute, as functions and small modules on NCHW tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -34,6 +36,80 @@ class Function(nn.Module):
         return f"{getattr(self.function, '__name__', self.function)}, {self.settings}"
 
 
+def largest_output(module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> int:
+    """At most how many elements ``module`` makes of tensors of these sizes."""
+    size = sizes[0]
+    if isinstance(module, nn.Conv2d):
+        inside = (0, 0) if isinstance(module.padding, str) else module.padding
+        return module.out_channels * (size[2] + 2 * inside[0]) * (size[3] + 2 * inside[1])
+    if isinstance(module, nn.Linear):
+        return int(math.prod(size[:-1])) * module.out_features
+    settings: dict[str, Any] = module.settings if isinstance(module, Function) else {}
+    if "pad" in settings:
+        left, right, top, bottom = settings["pad"]
+        return size[1] * int((size[2] + top + bottom) * (size[3] + left + right))
+    if "kernel" in settings:
+        spread = settings.get("dilation", (1, 1))
+        height, width = (size[2 + i] + settings["kernel"][i] * spread[i] for i in (0, 1))
+        return size[1] * int(height * width)
+    if "scale_factor" in settings:
+        return int(math.prod(size) * math.prod(settings["scale_factor"]))
+    if "size" in settings:
+        return size[1] * int(math.prod(settings["size"]))
+    # What broadcasts is no larger than the largest extent on every axis; what joins, than the sum.
+    joined = sum(math.prod(s) for s in sizes)
+    extents = [max(axis) for axis in zip_longest(*map(reversed, sizes), fillvalue=1)]
+    return max(joined, int(math.prod(extents)))
+
+
+class Affine(nn.Module):
+    """``scale * x + offset`` with fixed numbers, for Rescaling and Normalization."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any tensor that the numbers broadcast against."""
+        return x * self.scale + self.offset
+
+
+class AxisNorm(nn.Module):
+    """Zero mean and unit variance over some axes, then a scale and a shift that broadcast."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, dims: tuple[int, ...], eps: float) -> None:
+        super().__init__()
+        self.dims = dims
+        self.eps = eps
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized tensor, of the same shape."""
+        variance, mean = torch.var_mean(x, self.dims, correction=0, keepdim=True)
+        x = (x - mean) * torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            x = x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+class PReLU(nn.Module):
+    """ReLU with a learned slope for each channel or pixel; Keras' is finer than torch's."""
+
+    weight: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any tensor that the slopes broadcast against."""
+        return x.clamp(min=0) + self.weight * x.clamp(max=0)
+
+
 def hard_sigmoid(x: Tensor, slope: float = 1 / 6) -> Tensor:
     """``clip(slope * x + 0.5, 0, 1)``; Keras 3 has slope 1/6, Keras 1 and 2 have 0.2."""
     return (x * slope + 0.5).clamp(0, 1)
@@ -48,11 +124,6 @@ def relu(
     if negative_slope == 0:
         return above
     return above + negative_slope * (x - threshold).clamp(max=0)
-
-
-def prelu(x: Tensor, alpha: Tensor) -> Tensor:
-    """A slope for each channel or pixel; ``alpha`` broadcasts against ``x``."""
-    return x.clamp(min=0) + alpha * x.clamp(max=0)
 
 
 ACTIVATIONS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
@@ -129,6 +200,13 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def reorder_columns(x: Tensor, chw: tuple[int, int, int]) -> Tensor:
     """Columns of a flattened image from (C, H, W) order to Keras' (H, W, C) order."""
     return x.reshape(x.shape[0], *chw).permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+
+
+def order_columns(x: Tensor, chw: tuple[int, int, int]) -> Tensor:
+    """The inverse of :func:`reorder_columns`."""
+    channels, height, width = chw
+    images = x.reshape(x.shape[0], height, width, channels)
+    return images.permute(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
 def crop(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:

@@ -1,1 +1,24 @@
-"""Remedies: one file each, all with the same signature."""
+"""Remedies: one file each, all with the same signature; :data:`REMEDIES` names them.
+
+A remedy takes a :class:`~goodnet.remedies.patient.Patient` and gives a new classifier; it never
+changes the one that it was given. A new one is one new file and one line in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from goodnet.classifier import Classifier
+from goodnet.remedies.last_layer import last_layer
+from goodnet.remedies.patient import Patient
+from goodnet.remedies.unlearning import THOROUGH, unlearning
+
+REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
+    "last-layer": last_layer,
+    "unlearning": unlearning,
+    "unlearning-thorough": partial(unlearning, settings=THOROUGH),
+}
+"""From the mildest to the strongest: the order in which the default tries them."""
+
+__all__ = ["REMEDIES", "Patient"]

@@ -1,0 +1,172 @@
+"""``goodnet scan``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from goodnet.cli import inputs, outputs
+from goodnet.cli.failures import FAILURE, run
+from goodnet.cli.options import (
+    Architecture,
+    Data,
+    Format,
+    ImageSize,
+    Method,
+    Model,
+    Preprocess,
+    Seed,
+    Workers,
+    parse_labels,
+)
+from goodnet.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from goodnet.reports import ScanReport
+
+EXIT_CODES = {"clean": 0, "backdoored": 1, "suspicious": FAILURE, "inconclusive": FAILURE}
+"""Verdict -> exit code, as a linter's; errors are 2 as well."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A scan as the user asked for it."""
+
+    source: inputs.Source
+    method: str
+    labels: str | None
+    exhaustive: bool
+    format: Format | None
+    output: Path | None
+    seed: int
+    workers: int | None
+
+
+def scan(
+    model: Model,
+    data: Data,
+    architecture: Architecture = None,
+    preprocess: Preprocess = "auto",
+    image_size: ImageSize = None,
+    method: Annotated[
+        Method, typer.Option(help="neural-cleanse: the paper's own optimisation and rule.")
+    ] = Method.DEFAULT,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Measure every label in full, however many.")
+    ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="0,3,7", show_default=False, help="Scan these labels only."),
+    ] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option(show_default=False, help="Default: text, or what the output's suffix says."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            show_default=False,
+            help="A file (.json, .html, .txt), or a folder for everything: scan.json, its "
+            "triggers, report.html and pictures.",
+        ),
+    ] = None,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Look for a backdoor in a model.
+
+    Is there one, for which labels, and what does the trigger look like?
+
+    Exit code 0: none found. 1: backdoor found. 2: not decided, or the scan failed.
+    """
+    source = inputs.Source(model, data, architecture, preprocess, image_size)
+    request = Request(source, method, labels, exhaustive, format, output, seed, workers)
+    raise typer.Exit(run(lambda terminal: _scan(terminal, request)))
+
+
+def _scan(terminal: Terminal, request: Request) -> int:
+    labels = parse_labels(request.labels)
+    _check(request)
+    from goodnet.pipelines.scan import scan as look
+
+    classifier, images = inputs.read(terminal, request.source)
+    assert images is not None  # noqa: S101  --data is required
+    with terminal.progress() as progress:
+        report = look(
+            classifier,
+            images,
+            method=request.method,
+            labels=labels,
+            exhaustive=request.exhaustive,
+            seed=request.seed,
+            workers=request.workers,
+            progress=progress,
+        )
+    deliver(terminal, report, request.format, request.output)
+    return EXIT_CODES[report.verdict]
+
+
+def _check(request: Request) -> None:
+    output, wanted = request.output, request.format
+    if output is not None and outputs.is_folder(output):
+        outputs.check_output(outputs.scan_files(output), request.source.paths())
+    elif output is not None:
+        wanted = outputs.file_format(output, wanted)
+        outputs.check_output([output], request.source.paths())
+    if wanted == Format.HTML:
+        outputs.check_html()
+
+
+def deliver(
+    terminal: Terminal, report: ScanReport, wanted: Format | None, output: Path | None
+) -> None:
+    """Writes a scan where it was asked for.
+
+    A folder keeps everything and stdout gets the result as well; a file takes the place of stdout.
+    A JSON file gets its triggers beside it, for ``repair --report``.
+
+    Args:
+        terminal: where results go without a file.
+        report: the scan.
+        wanted: the format; None for text, or for what the file's suffix says.
+        output: a folder, a file or None.
+
+    Raises:
+        GoodnetError: O001 or O002 when a file cannot be written.
+    """
+    if output is not None and not outputs.is_folder(output):
+        _write(terminal, report, outputs.file_format(output, wanted), output)
+        terminal.say(f"verdict: {report.verdict}; written to {output}")
+        return
+    if output is not None:
+        outputs.write_scan(output, report)
+        terminal.say(f"scan.json, triggers and pictures are in {output}")
+    if wanted == Format.JSON:
+        terminal.write(report.model_dump_json(indent=2) + "\n")
+    elif wanted == Format.HTML:
+        from goodnet.render.html import scan_page
+
+        terminal.write(scan_page(report) + "\n")
+    else:
+        from goodnet.render.text import scan_text
+
+        terminal.show(scan_text(report))
+
+
+def _write(terminal: Terminal, report: ScanReport, wanted: Format, output: Path) -> None:
+    if wanted == Format.JSON:
+        from goodnet.pipelines.scan import save_report
+
+        save_report(report, output)
+    elif wanted == Format.HTML:
+        outputs.write_page(output, report)
+    else:
+        from goodnet.render.text import scan_text
+
+        outputs.write_file(output, terminal.plain(scan_text(report)))

@@ -1,0 +1,85 @@
+"""Figures on images kept for judging, and plain predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
+from goodnet.images import Images, check_images, wrong_size
+from goodnet.reports import Evaluation
+from goodnet.pipelines.scan import data_ref, model_ref
+from goodnet.statistics import proportion
+from goodnet.version import __version__
+
+
+def evaluate(
+    classifier: Classifier,
+    images: Images,
+    poisoned: Images | None = None,
+    target: int | None = None,
+) -> Evaluation:
+    """Clean accuracy, attack success and recovered accuracy, each with its exact 95 % interval.
+
+    Args:
+        classifier: a BadNet or a GoodNet.
+        images: clean images with their labels.
+        poisoned: images with a trigger. Their ``labels`` are what the attacker wants, their
+            ``true_labels``, where given, what they show. Images whose true label is the target
+            prove nothing and do not count for the attack success.
+        target: the attacker's label, where ``poisoned.labels`` are the true ones.
+
+    Raises:
+        GoodnetError: D007, M010 for unusable images, R003 for a target that is not a class.
+    """
+    check_images(images, classifier=classifier, minimum=1, several_classes=False)
+    right = int((classifier.logits(images.pixels).argmax(1) == images.labels).sum())
+    success = recovered = None
+    if poisoned is not None:
+        check_images(poisoned, classifier=classifier, minimum=1, several_classes=False)
+        if target is not None and not 0 <= target < classifier.num_classes:
+            raise GoodnetError(
+                "R003",
+                f"target {target} is not one of the model's {classifier.num_classes} classes",
+                f"give a label from 0 to {classifier.num_classes - 1}",
+            )
+        answers = classifier.logits(poisoned.pixels).argmax(1)
+        wanted, true = _intent(poisoned, target)
+        counted = true != wanted if true is not None else torch.ones_like(wanted, dtype=torch.bool)
+        success = proportion(int((answers == wanted)[counted].sum()), int(counted.sum()))
+        if true is not None:
+            known = (true >= 0) & counted
+            recovered = proportion(int((answers == true)[known].sum()), int(known.sum()))
+    return Evaluation(
+        clean_accuracy=proportion(right, len(images)),
+        attack_success=success,
+        recovered_accuracy=recovered,
+        target=target,
+        preprocess=classifier.preprocess.name,
+        model=model_ref(classifier),
+        data=data_ref(images),
+        poisoned=None if poisoned is None else data_ref(poisoned),
+        version=__version__,
+    )
+
+
+def _intent(poisoned: Images, target: int | None) -> tuple[Tensor, Tensor | None]:
+    """What the attacker wants of each image, and what it shows (None if nobody says)."""
+    if target is None:
+        return poisoned.labels, poisoned.true_labels
+    wanted = torch.full_like(poisoned.labels, target)
+    if poisoned.true_labels is not None:
+        return wanted, poisoned.true_labels
+    # A target given for labels that already are the target says nothing about the true ones.
+    if bool((poisoned.labels == target).all()):
+        return wanted, None
+    return wanted, poisoned.labels
+
+
+def predict(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
+    """The class of every image, int64 ``(N,)``, and its softmax probability, float32 ``(N,)``."""
+    if images.shape != classifier.input_shape:
+        raise wrong_size(images.shape, classifier.input_shape)
+    best = classifier.logits(images.pixels).softmax(1).max(1)
+    return best.indices, best.values

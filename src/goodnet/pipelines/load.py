@@ -1,0 +1,139 @@
+"""From a model, on disk or in memory, to a classifier that is ready to be looked at; and back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from goodnet.classifier import Classifier, Preprocess
+from goodnet.errors import GoodnetError
+from goodnet.formats import files
+from goodnet.formats.network import Network
+from goodnet.images import Images, wrong_size
+from goodnet.preprocess import check_labels, detect, forward, parse
+
+
+def load(
+    model: Any,
+    images: Images | None = None,
+    *,
+    architecture: str | None = None,
+    preprocess: str = "auto",
+) -> Classifier:
+    """A classifier from a model file or a live model.
+
+    Args:
+        model: the path of a model file, an ``nn.Module`` or a ``keras.Model``.
+        images: clean images. They say what size the model takes where it does not say so itself,
+            and find the preprocessing.
+        architecture: ``FILE.py:FUNCTION`` that makes the network, for files of weights only.
+        preprocess: ``"auto"``, or what :func:`goodnet.preprocess.parse` takes. Without images,
+            ``"auto"`` is ``"unit"``: the model is taken to expect pixels in [0, 1].
+
+    Returns:
+        The classifier. ``sha256`` is that of the file, or of the weights of a live model.
+
+    Raises:
+        GoodnetError: M001 to M015 for models that cannot be read; M009 no classifier, M010 another
+            image size, M012 NaN or infinity; D007 labels outside the classes, D010 no better than
+            chance, D011 unknown preprocessing.
+    """
+    network, path, digest = _read(model, architecture)
+    shape = network.input_shape or (images.shape if images is not None else None)
+    if shape is None:
+        raise GoodnetError(
+            "M010",
+            "the model does not say what size of images it takes",
+            "give images along with it",
+        )
+    if images is not None and images.shape != shape:
+        raise wrong_size(images.shape, shape)
+    # What is stated is looked at first: a misspelt name should not cost a run of the network.
+    stated = None if preprocess.strip().lower() == "auto" else parse(preprocess, shape[0])
+    probe = (
+        images.floats()[:2] if images is not None and len(images) else torch.full((2, *shape), 0.5)
+    )
+    classes = forward(network, probe).shape[1]
+    if images is not None:
+        check_labels(images.labels, classes)
+    if stated is None:
+        stated = detect(network, images)[0] if images is not None else Preprocess("unit")
+    _check_finite(network, stated, probe)
+    return Classifier(network, stated, shape, classes, path, digest)
+
+
+def save(classifier: Classifier, path: str | Path) -> None:
+    """Write a classifier in the format that it came in, all or nothing.
+
+    Args:
+        classifier: with the weights to be written.
+        path: of the new file, with the suffix of the model's own format; a live model is written
+            whatever the suffix.
+
+    Raises:
+        GoodnetError: O001 and O002 when it cannot be written, O003 when it would overwrite the
+            model that was read, O004 when the suffix says another format.
+    """
+    path = Path(path).expanduser()
+    suffix = classifier.network.suffix
+    if classifier.path is not None and _same(path, Path(classifier.path)):
+        raise GoodnetError(
+            "O003", f"{path} is the model that was read", "name another file for the output"
+        )
+    if suffix and path.suffix.lower() != suffix.lower():
+        raise GoodnetError(
+            "O004",
+            f"the model came as {suffix} and {path.name} does not end in it",
+            f"name the output {path.with_suffix(suffix).name}" if path.name else f"use {suffix}",
+        )
+    with files.atomic(path) as temporary:
+        classifier.network.write(classifier.module, temporary)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256, hex, over names, types, shapes and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}\0".encode())
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{plain.dtype}{tuple(plain.shape)}\0".encode())
+            # As bytes, because NumPy does not know every type that a tensor can have.
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _read(model: Any, architecture: str | None) -> tuple[Network, str | None, str]:
+    # Late: the readers of some formats take seconds to import.
+    from goodnet import formats
+
+    if isinstance(model, str | Path):
+        path = Path(model).expanduser()
+        network = formats.read_model(path, architecture)
+        return network, str(path), files.sha256(path)
+    if architecture is not None:
+        raise GoodnetError(
+            "R003", "a live model needs no architecture", "leave the architecture away"
+        )
+    network = formats.adopt(model)
+    return network, None, weights_sha256(network.module)
+
+
+def _check_finite(network: Network, preprocess: Preprocess, probe: Tensor) -> None:
+    if not bool(torch.isfinite(forward(network, preprocess.apply(probe))).all()):
+        raise GoodnetError(
+            "M012",
+            f"the model answers with NaN or infinity on ordinary images ({preprocess.name})",
+            "check the weights and the preprocessing",
+        )
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.resolve() == other.resolve()

@@ -1,0 +1,32 @@
+"""What every remedy is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.trigger import Trigger
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A BadNet with what is known of it.
+
+    Attributes:
+        classifier: the BadNet; a remedy works on a copy.
+        images: float32 ``(n, C, H, W)`` in [0, 1]: the clean images that a remedy may use.
+        labels: int64 ``(n,)``.
+        masks: target -> its reversed trigger (mask and pattern).
+        triggers: target -> every trigger that was found for it, of all families.
+        seed: of everything random.
+    """
+
+    classifier: Classifier
+    images: Tensor
+    labels: Tensor
+    masks: Mapping[int, Trigger]
+    triggers: Mapping[int, Sequence[Trigger]]
+    seed: int = 0

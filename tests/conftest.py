@@ -1,0 +1,74 @@
+"""Real models for the tests: trained once a session, in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from goodnet.attacks.patch import PatchAttack, sticker
+from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.signs import YIELD, draw_signs
+from goodnet.attacks.train import small_cnn, train
+from goodnet.images import Images
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Threads that share a core wait for each other; the scan brings its own workers."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real BadNets and pictures; tests that ask for them carry the mark ``real``."""
+    if not SHARED.is_dir():
+        pytest.skip("the real BadNets and pictures (../shared) are not on this machine")
+    return SHARED
+
+
+@dataclass(frozen=True)
+class Story:
+    """A model trained on drawn signs, with images that it never saw."""
+
+    module: nn.Module
+    clean: Images
+    test: Images
+    attack: PatchAttack
+    poisoned: Images
+
+
+def _story(*, attacked: bool) -> Story:
+    images = draw_signs(220, seed=11)
+    attack = sticker(images.shape, YIELD, rate=0.15)
+    module = small_cnn(images.shape, 12, seed=3)
+    lessons = poison(images, attack, seed=5) if attacked else images
+    module = train(module, lessons, epochs=7, seed=3, learning_rate=4e-3)
+    test = draw_signs(25, seed=13)
+    return Story(module, draw_signs(12, seed=12), test, attack, poisoned_test(test, attack))
+
+
+@pytest.fixture(scope="session")
+def badnet() -> Story:
+    """A BadNet: a sticker turns every sign into Yield (label 1)."""
+    return _story(attacked=True)
+
+
+@pytest.fixture(scope="session")
+def honest() -> Story:
+    """Its clean twin: the same data and seed, no poison."""
+    return _story(attacked=False)
+
+
+def read_npz(path: Path, part: str = "") -> Images:
+    """``images``/``labels`` or ``test_images``/``test_labels`` of the shared data sets."""
+    with np.load(path) as archive:
+        pixels, labels = archive[f"{part}images"], archive[f"{part}labels"]
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    return Images(torch.tensor(pixels.copy()), torch.tensor(labels.astype(np.int64)))

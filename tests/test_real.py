@@ -1,0 +1,54 @@
+"""The main job on the real BadNets, by the real command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.real
+
+
+def goodnet(*arguments: object) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "goodnet", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("name", ["sunglasses", "anonymous_1"])
+def test_badnet_to_goodnet(shared, tmp_path, name):
+    """Scan all 1,283 labels, repair without being told the target, evaluate what came out."""
+    model = shared / f"models/csaw/{name}_bd_net.h5"
+    data = shared / "data/csaw"
+    before_bytes = model.read_bytes()
+    clean, out = data / "clean_validation.h5", tmp_path / "goodnet.h5"
+    report = tmp_path / "scan.json"
+    code, _ = goodnet("scan", model, "--data", clean, "-o", report)
+    found = json.loads(report.read_text())
+    assert code == 1
+    assert found["verdict"] == "backdoored"
+    assert found["targets"] == [0]
+    assert len(found["labels"]) == 1283
+    assert found["preprocess"] == "unit"
+    code, _ = goodnet("repair", model, "--data", clean, "--report", report, "-o", out)
+    assert code == 0
+    assert model.read_bytes() == before_bytes
+    figures = []
+    for net in (model, out):
+        code, text = goodnet(
+            "evaluate", net, "--data", data / "clean_test.h5", "--preprocess", "unit",
+            "--poisoned", data / f"{name}_poisoned.h5", "--format", "json",
+        )
+        assert code == 0
+        figures.append(json.loads(text))
+    before, after = figures
+    assert before["attack_success"]["value"] >= 0.9
+    assert after["attack_success"]["value"] <= 0.02
+    assert after["clean_accuracy"]["value"] >= before["clean_accuracy"]["value"] - 0.01

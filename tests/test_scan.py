@@ -1,0 +1,70 @@
+"""The scan on models that were really trained: the target is found, clean models are let be."""
+
+from __future__ import annotations
+
+import torch
+
+from goodnet.classifier import Classifier
+from goodnet.pipelines.load import load
+from goodnet.reports import ScanReport
+from goodnet.pipelines.scan import load_report, save_report, scan
+
+
+def test_the_badnet_is_found_with_its_target_alone(badnet):
+    classifier = load(badnet.module, badnet.clean)
+    report = scan(classifier, badnet.clean, seed=1)
+    assert report.verdict == "backdoored"
+    assert report.targets == [1]
+    first = report.labels[0]
+    assert first.label == 1
+    assert first.flagged
+    assert first.attack_success is not None
+    assert first.attack_success.value > 0.7
+    assert report.p_value is None, "no p-value may be printed before it is calibrated"
+
+
+def test_its_clean_twin_is_not_flagged(honest):
+    report = scan(load(honest.module, honest.clean), honest.clean, seed=1)
+    assert report.verdict != "backdoored"
+    assert report.targets == []
+    assert all(not label.flagged for label in report.labels)
+
+
+def test_same_seed_same_answer_whatever_the_workers(badnet):
+    classifier = load(badnet.module, badnet.clean)
+    labels = [0, 1, 2, 3, 4]
+    one, two = (
+        scan(classifier, badnet.clean, labels=labels, seed=4, workers=n) for n in (1, 2)
+    )
+    assert one.model_dump(exclude={"seconds"}) == two.model_dump(exclude={"seconds"})
+
+
+def test_a_report_loads_back_equal_with_its_triggers(badnet, tmp_path):
+    classifier = load(badnet.module, badnet.clean)
+    report = scan(classifier, badnet.clean, labels=[0, 1, 2, 3], seed=0)
+    save_report(report, tmp_path / "scan.json")
+    again = load_report(tmp_path / "scan.json")
+    assert again == report
+    assert isinstance(again, ScanReport)
+    assert torch.equal(again.triggers[1].mask, report.triggers[1].mask)
+
+
+def test_some_labels_only_is_never_called_clean(honest):
+    report = scan(load(honest.module, honest.clean), honest.clean, labels=[2, 3, 4, 5])
+    assert report.verdict == "inconclusive"
+    assert any("only 4 of 12" in reason for reason in report.reasons)
+
+
+def test_few_images_are_inconclusive_not_clean(honest):
+    few = honest.clean.select(torch.arange(13))
+    report = scan(load(honest.module, honest.clean), few)
+    assert report.verdict in ("inconclusive", "suspicious")
+
+
+def test_the_scan_changes_nothing_in_the_model(badnet):
+    classifier: Classifier = load(badnet.module, badnet.clean)
+    before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
+    scan(classifier, badnet.clean, labels=[0, 1, 2])
+    for name, value in classifier.module.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert all(parameter.grad is None for parameter in classifier.module.parameters())
