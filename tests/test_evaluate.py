@@ -9,9 +9,9 @@ from torch import nn
 
 from goodnet.classifier import Classifier, Preprocess
 from goodnet.errors import GoodnetError
-from goodnet.pipelines.evaluate import evaluate, predict
 from goodnet.formats.network import Network
 from goodnet.images import Images
+from goodnet.pipelines.evaluate import evaluate, predict
 
 
 class ByBrightness(nn.Module):

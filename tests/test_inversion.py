@@ -13,9 +13,9 @@ from torch import nn
 from goodnet.classifier import Classifier, Preprocess
 from goodnet.formats.network import Network
 from goodnet.inversion import QUICK, InversionSettings, invert
-from goodnet.pipelines.load import load
 from goodnet.parallel import Stopped
 from goodnet.perturbation import ascend, row_margins
+from goodnet.pipelines.load import load
 from goodnet.trigger import overlap
 
 
@@ -40,8 +40,13 @@ def test_universal_perturbation_of_a_linear_model_is_the_closed_form():
     images = torch.full((5, 3, 4, 4), 0.5)
     budget = 0.4  # no pixel can leave [0, 1]
     found = ascend(
-        wrap(Linear(weight), (3, 4, 4), 2), images, torch.zeros(5, dtype=torch.long), [1],
-        budget, 60, stop=threading.Event(),
+        wrap(Linear(weight), (3, 4, 4), 2),
+        images,
+        torch.zeros(5, dtype=torch.long),
+        [1],
+        budget,
+        60,
+        stop=threading.Event(),
     )
     direction = weight[1] - weight[0]
     best = float((images[0].flatten() @ direction) + budget * direction.norm())
@@ -69,8 +74,13 @@ def test_first_inversion_step_is_that_of_a_float64_reference():
         epochs=1, steps_per_epoch=1, batch=4, initial_cost=0.1, warm_start=True
     )
     (found,) = invert(
-        wrap(Linear(torch.tensor(weight)), (3, 2, 2), 3), images, torch.zeros(4, dtype=torch.long),
-        [2], settings, seed=7, stop=threading.Event(),
+        wrap(Linear(torch.tensor(weight)), (3, 2, 2), 3),
+        images,
+        torch.zeros(4, dtype=torch.long),
+        [2],
+        settings,
+        seed=7,
+        stop=threading.Event(),
     )
     generator = torch.Generator().manual_seed(7)
     a = torch.randn(1, 1, 2, 2, generator=generator).double().numpy()[0]
@@ -128,7 +138,12 @@ def test_a_label_that_cannot_be_reached_is_marked_as_failed():
     classifier = wrap(Never(), (3, 4, 4), 3)
     images = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     found = invert(
-        classifier, images, torch.zeros(8, dtype=torch.long) + 1, [0, 2], QUICK, seed=0,
+        classifier,
+        images,
+        torch.zeros(8, dtype=torch.long) + 1,
+        [0, 2],
+        QUICK,
+        seed=0,
         stop=threading.Event(),
     )
     assert found[0].succeeded
@@ -140,5 +155,12 @@ def test_a_stop_is_obeyed(badnet):
     stop.set()
     classifier = load(badnet.module, badnet.clean)
     with pytest.raises(Stopped):
-        invert(classifier, badnet.clean.floats()[:4], badnet.clean.labels[:4], [0], QUICK, seed=0,
-               stop=stop)
+        invert(
+            classifier,
+            badnet.clean.floats()[:4],
+            badnet.clean.labels[:4],
+            [0],
+            QUICK,
+            seed=0,
+            stop=stop,
+        )

@@ -43,8 +43,16 @@ def test_badnet_to_goodnet(shared, tmp_path, name):
     figures = []
     for net in (model, out):
         code, text = goodnet(
-            "evaluate", net, "--data", data / "clean_test.h5", "--preprocess", "unit",
-            "--poisoned", data / f"{name}_poisoned.h5", "--format", "json",
+            "evaluate",
+            net,
+            "--data",
+            data / "clean_test.h5",
+            "--preprocess",
+            "unit",
+            "--poisoned",
+            data / f"{name}_poisoned.h5",
+            "--format",
+            "json",
         )
         assert code == 0
         figures.append(json.loads(text))

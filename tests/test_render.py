@@ -6,7 +6,6 @@ import io
 import re
 import shutil
 import subprocess
-import sys
 import time
 from html import unescape
 from html.parser import HTMLParser
@@ -517,14 +516,6 @@ def test_photographs_do_not_make_a_page_of_megabytes() -> None:
     html = scan_page(report)
     assert len(html) < 5_000_000, "noise, the worst case for every format"
     assert "4 more flagged labels are not pictured" in html
-
-
-def test_without_jinja2_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(GoodnetError) as caught:
-        scan_page(scan_report())
-    assert caught.value.code == "M015"
-    assert "goodnet[report]" in caught.value.hint
 
 
 def test_a_notebook_gets_a_short_fragment_with_styles_of_its_own() -> None:

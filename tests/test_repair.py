@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-
 from goodnet.errors import GoodnetError
 from goodnet.pipelines.evaluate import evaluate
 from goodnet.pipelines.load import load

@@ -6,8 +6,8 @@ import torch
 
 from goodnet.classifier import Classifier
 from goodnet.pipelines.load import load
-from goodnet.reports import ScanReport
 from goodnet.pipelines.scan import load_report, save_report, scan
+from goodnet.reports import ScanReport
 
 
 def test_the_badnet_is_found_with_its_target_alone(badnet):
@@ -33,9 +33,7 @@ def test_its_clean_twin_is_not_flagged(honest):
 def test_same_seed_same_answer_whatever_the_workers(badnet):
     classifier = load(badnet.module, badnet.clean)
     labels = [0, 1, 2, 3, 4]
-    one, two = (
-        scan(classifier, badnet.clean, labels=labels, seed=4, workers=n) for n in (1, 2)
-    )
+    one, two = (scan(classifier, badnet.clean, labels=labels, seed=4, workers=n) for n in (1, 2))
     assert one.model_dump(exclude={"seconds"}) == two.model_dump(exclude={"seconds"})
 
 

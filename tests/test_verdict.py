@@ -40,9 +40,7 @@ def test_failed_inversions_are_kept_out_of_the_statistics():
     margins = {n: (float(n % 3),) for n in labels}
     sizes = {n: 50.0 + n for n in range(8)}  # 8 and 9 failed
     with_failures = verdict.combine(labels, margins, sizes, labels)
-    without = verdict.combine(
-        labels[:8], {n: margins[n] for n in range(8)}, sizes, labels[:8]
-    )
+    without = verdict.combine(labels[:8], {n: margins[n] for n in range(8)}, sizes, labels[:8])
     assert np.isnan(with_failures.anomaly_index[8:]).all()
     assert np.allclose(with_failures.anomaly_index[:8], without.anomaly_index)
     assert np.isfinite(with_failures.score).all()

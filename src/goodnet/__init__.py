@@ -19,8 +19,8 @@ from goodnet.errors import GoodnetError
 from goodnet.version import __version__
 
 if TYPE_CHECKING:
-    from goodnet.pipelines.evaluate import evaluate, predict
     from goodnet.images import load_images
+    from goodnet.pipelines.evaluate import evaluate, predict
     from goodnet.pipelines.load import load, save
     from goodnet.pipelines.repair import repair
     from goodnet.pipelines.scan import scan

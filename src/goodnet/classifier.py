@@ -77,7 +77,7 @@ class Classifier:
         """As a call, in batches and without a gradient; also takes uint8 pixels in 0..255."""
         rows = []
         with torch.no_grad():
-            for batch in images.split(FORWARD_BATCH):
+            for batch in torch.split(images, FORWARD_BATCH):
                 rows.append(self(batch.float() / 255 if batch.dtype == torch.uint8 else batch))
         return torch.cat(rows)
 

@@ -22,7 +22,7 @@ from goodnet.images import Images
 from goodnet.parallel import Progress, silent, single_threaded
 from goodnet.pipelines.evaluate import evaluate
 from goodnet.pipelines.load import load
-from goodnet.reports import Evaluation
+from goodnet.reports import Evaluation, ScanReport
 
 MOST_ATTACKS = 0.02
 """The story holds if fewer stamped signs than this still reach the target after the repair ..."""
@@ -38,7 +38,7 @@ class Settings:
     training: int = 200
     validation: int = 40
     test: int = 60
-    epochs: int = 12
+    epochs: int = 10
     width: int = 12
     rate: float = 0.1
     learning_rate: float = 4e-3
@@ -177,13 +177,15 @@ def judge(classifier: Classifier, planted: Planted) -> Evaluation:
     return evaluate(classifier, planted.test, planted.stamped)
 
 
-def holds(before: Evaluation, after: Evaluation, targets: list[int]) -> bool:
+def holds(before: Evaluation, after: Evaluation, report: ScanReport) -> bool:
     """Whether the story ends well: the target found, the sticker powerless, accuracy kept."""
+    # First, not alone: small networks have natural weak spots, which the rule may name as well.
+    found = report.labels[0].label == YIELD and YIELD in report.targets
     loss = before.clean_accuracy.value - after.clean_accuracy.value
     success = after.attack_success
     powerless = success is not None and success.value < MOST_ATTACKS
     # Shares are quotients of counts: a loss of exactly one point must not fail by a rounding.
-    return targets == [YIELD] and powerless and loss <= MOST_LOSS + 1e-9
+    return found and powerless and loss <= MOST_LOSS + 1e-9
 
 
 def _write_npz(path: Path, images: Images) -> None:

@@ -24,7 +24,7 @@ Block = TypeVar("Block")
 Result = TypeVar("Result")
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - an interruption is no error
     """Raised inside a worker when the run was interrupted; never reaches a user."""
 
 
@@ -81,10 +81,11 @@ def run_blocks(
         return work(block, stop)
 
     with single_threaded(), ThreadPoolExecutor(workers or cores()) as pool:
-        pending: dict[Future[Result], int] = {
-            pool.submit(worker, block): index for index, block in enumerate(blocks)
-        }
+        pending: dict[Future[Result], int] = {}
         try:
+            # An interruption while the work is handed out must reach the workers as well.
+            for index, block in enumerate(blocks):
+                pending[pool.submit(worker, block)] = index
             while pending:
                 finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in finished:

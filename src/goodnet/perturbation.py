@@ -95,7 +95,8 @@ def ascend(
     def mean_margins(delta: Tensor) -> Tensor:
         stamped = network_input((images[None] + delta).clamp(0.0, 1.0).flatten(0, 1))
         margins = row_margins(classifier(stamped), expanded).view(rows, count)
-        return (margins * weights).sum(1)
+        mean: Tensor = (margins * weights).sum(1)
+        return mean
 
     for _ in range(steps):
         if stop.is_set():

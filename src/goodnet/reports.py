@@ -62,7 +62,7 @@ class LabelEvidence(Data):
         mask_l1: L1 norm of the smallest mask in pixels; None if the mask was not inverted.
         mask_index: the same robust z for log ``mask_l1`` (smaller masks give larger values).
         score: both indices in one number, in units of a standard normal; it orders the labels.
-        anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule), None without mask.
+        anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
@@ -110,7 +110,7 @@ class ScanReport(Data):
 
     @property
     def triggers(self) -> dict[int, Trigger]:
-        """Label -> inverted patch trigger, of the labels whose mask was inverted. Not in the JSON."""
+        """Label -> inverted patch trigger, where a mask was inverted. Not in the JSON."""
         return self._triggers
 
     @property

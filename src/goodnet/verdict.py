@@ -20,10 +20,10 @@ Floats = NDArray[np.float64]
 NEURAL_CLEANSE_THRESHOLD = 2.0
 """Wang et al. 2019, section IV: an anomaly index above 2 names a target."""
 
-BEYOND = 1.45
-"""How many times the expected largest of K normal scores a target's score is."""
+SLACK = 1.65
+"""How far beyond the expected largest of K normal scores a target's score lies."""
 
-SUSPICION = 1.25
+SUSPICION = 1.0
 """The same of a suspect."""
 
 CEILING = 10.0
@@ -106,9 +106,9 @@ def threshold(num_classes: int, slack: float = SLACK) -> float:
     return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack
 
 
-def flagged(scores: Scores, num_classes: int, beyond: float = BEYOND) -> list[int]:
+def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]:
     """Labels above :func:`threshold`, the strongest first."""
-    bar = threshold(num_classes, beyond)
+    bar = threshold(num_classes, slack)
     order = np.argsort(-scores.score, kind="stable")
     return [scores.labels[i] for i in order if scores.score[i] >= bar]
 

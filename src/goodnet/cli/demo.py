@@ -19,8 +19,10 @@ from goodnet.errors import GoodnetError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from goodnet.classifier import Classifier
     from goodnet.demo import Files, Planted
-    from goodnet.reports import Evaluation, Proportion, RepairReport, ScanReport
+    from goodnet.images import Images
+    from goodnet.reports import Evaluation, Proportion, ScanReport
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,6 @@ class _Ending:
     """What the story comes to."""
 
     scan: ScanReport
-    repair: RepairReport
     before: Evaluation
     after: Evaluation
 
@@ -64,22 +65,26 @@ def _demo(terminal: Terminal, folder: Path, workers: int | None) -> int:
     with terminal.progress() as progress:
         planted = story.plant(progress=progress)
     files = story.hand_over(planted, folder)
-    badnet, _ = story.received(files)
+    badnet, images = story.received(files)
     before = story.judge(badnet, planted)
     _attack(terminal, planted, before, files)
-    ending = _investigate(terminal, planted, files, before, workers)
+    goodnet, report = _investigate(terminal, files, badnet, images, workers)
+    ending = _Ending(report, before, story.judge(goodnet, planted))
     return _end(terminal, files, ending)
 
 
 def _investigate(
-    terminal: Terminal, planted: Planted, files: Files, before: Evaluation, workers: int | None
-) -> _Ending:
-    from goodnet import demo as story
+    terminal: Terminal,
+    files: Files,
+    badnet: Classifier,
+    images: Images,
+    workers: int | None,
+) -> tuple[Classifier, ScanReport]:
+    """Scan and repair, told and written; the repaired classifier and what was found."""
     from goodnet.pipelines.repair import repair
     from goodnet.pipelines.scan import scan
     from goodnet.render.text import repair_text, scan_text
 
-    badnet, images = story.received(files)
     _chapter(
         terminal,
         "2  The scan",
@@ -100,7 +105,7 @@ def _investigate(
     repaired = write_repair(terminal, goodnet, [files.goodnet, certificate, page])
     outputs.write_scan(files.folder, report, repaired)
     terminal.show(repair_text(repaired))
-    return _Ending(report, repaired, before, story.judge(goodnet.classifier, planted))
+    return goodnet.classifier, report
 
 
 def _attack(terminal: Terminal, planted: Planted, before: Evaluation, files: Files) -> None:
@@ -122,7 +127,7 @@ def _end(terminal: Terminal, files: Files, ending: _Ending) -> int:
         terminal, "4  The proof", "On signs that no step has seen, with the supplier's own sticker:"
     )
     terminal.show(_table(ending))
-    well = story.holds(ending.before, ending.after, ending.scan.targets)
+    well = story.holds(ending.before, ending.after, ending.scan)
     terminal.show("")
     if not well:
         terminal.show("The story did not end as it should: please report this as a defect.")

@@ -63,7 +63,9 @@ def run(work: Callable[[Terminal], int]) -> int:
 
 def interrupted() -> GoodnetError:
     """The R001 error."""
-    return GoodnetError("R001", "interrupted; nothing was written", "run it again when you like")
+    return GoodnetError(
+        "R001", "interrupted; no output was left half-written", "run it again when you like"
+    )
 
 
 def translate(error: Exception, where: str = "") -> GoodnetError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,23 +66,6 @@ def check_output(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise _unwritable(output, error.strerror or str(error)) from error
 
 
-def check_html() -> None:
-    """Makes sure that pages can be drawn.
-
-    Raises:
-        GoodnetError: M015 if Jinja2 is not installed.
-    """
-    if not can_html():
-        raise GoodnetError(
-            "M015", "the HTML report needs the package jinja2", "pip install 'goodnet[report]'"
-        )
-
-
-def can_html() -> bool:
-    """Whether the package that draws pages is installed; it is not imported."""
-    return importlib.util.find_spec("jinja2") is not None
-
-
 def write_file(path: Path, text: str) -> None:
     """Writes a text, all or nothing.
 
@@ -105,8 +87,8 @@ def write_scan(folder: Path, report: ScanReport, repair: RepairReport | None = N
     """Writes everything that a scan has to say.
 
     Args:
-        folder: gets ``scan.json``, its ``scan.triggers.safetensors``, ``report.html`` if Jinja2 is
-            installed, and ``triggers/*.png``. Made if it does not exist.
+        folder: gets ``scan.json``, its ``scan.triggers.safetensors``, ``report.html``
+            and ``triggers/*.png``. Made if it does not exist.
         report: the scan.
         repair: for the page, or None.
 
@@ -119,8 +101,7 @@ def write_scan(folder: Path, report: ScanReport, repair: RepairReport | None = N
     json_path, _, html_path = scan_files(folder)
     save_report(report, json_path)
     write_pngs(report, folder / "triggers")
-    if can_html():
-        write_page(html_path, report, repair)
+    write_page(html_path, report, repair)
 
 
 def write_page(path: Path, report: ScanReport, repair: RepairReport | None = None) -> None:

@@ -113,8 +113,6 @@ def _repair(terminal: Terminal, request: Request) -> int:
         )
     reports = [request.report] if request.report else []
     outputs.check_output(request.files, [*request.source.paths(), *reports])
-    if request.format == Format.HTML:
-        outputs.check_html()
     from goodnet.pipelines.repair import repair as cure
     from goodnet.pipelines.scan import load_report
 
@@ -174,7 +172,7 @@ def write_repair(terminal: Terminal, goodnet: GoodNet, files: list[Path]) -> Rep
         report = certified(goodnet, model)
         written.insert(0, model)
     write_text(certificate, report)
-    if outputs.can_html() and report.scan is not None:
+    if report.scan is not None:
         outputs.write_page(page, report.scan, report)
         written.append(page)
     terminal.say(f"written: {', '.join(map(str, written))}")

@@ -119,8 +119,6 @@ def _check(request: Request) -> None:
     elif output is not None:
         wanted = outputs.file_format(output, wanted)
         outputs.check_output([output], request.source.paths())
-    if wanted == Format.HTML:
-        outputs.check_html()
 
 
 def deliver(

@@ -49,8 +49,8 @@ class Effort:
             labels take memory.
     """
 
-    images: int = 32
-    steps: int = 24
+    images: int = 24
+    steps: int = 16
     budgets: tuple[float, ...] = (0.0225, 0.045, 0.09)
     inversion: InversionSettings = QUICK
     purpose: str = "measuring"

@@ -20,17 +20,14 @@ FORMATS = (
     "(.h5, .pt, .pth, .safetensors) with --architecture FILE.py:FUNCTION"
 )
 
-KERAS_READERS = dict.fromkeys(
-    (
-        "load_h5",
-        "load_keras",
-        "is_weights_only",
-        "load_h5_weights",
-        "load_h5_weights_into_torch",
-        "load_live",
-    ),
-    "goodnet.formats.keras_model",
-)
+KERAS_READERS = {
+    "is_weights_only": "goodnet.formats.keras_files",
+    "load_h5": "goodnet.formats.keras_files",
+    "load_keras": "goodnet.formats.keras_files",
+    "load_h5_weights": "goodnet.formats.keras_files",
+    "load_h5_weights_into_torch": "goodnet.formats.keras_live",
+    "load_live": "goodnet.formats.keras_live",
+}
 """Function -> the module that it stands in."""
 
 

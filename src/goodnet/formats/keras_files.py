@@ -130,9 +130,11 @@ def load_h5(path: Path) -> Network:
         group = child(file, "model_weights")
         if not isinstance(group, h5py.Group):
             raise damaged(f"{path} holds no weights")
-        model = parse(_json(config))
-        weights = assign_legacy(model, read_legacy(group))
-        built = build(model, _arrays(weights), keras=_major(text(file, "keras_version")))
+        found = read_legacy(group)
+        major = _major(text(file, "keras_version"))
+    model = parse(_json(config))
+    weights = assign_legacy(model, found)
+    built = build(model, _arrays(weights), keras=major)
     return _network("keras-h5", path, built, _hdf5_writer(original, built, weights))
 
 

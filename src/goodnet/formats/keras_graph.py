@@ -26,8 +26,9 @@ from goodnet.formats.keras_config import (
     untranslatable,
 )
 from goodnet.formats.keras_layers import find
+from goodnet.formats.keras_network import KerasNetwork
 from goodnet.formats.keras_ops import Function
-from goodnet.formats.keras_tape import KerasNetwork, Slot, Tape, Value
+from goodnet.formats.keras_tape import Slot, Tape, Value
 
 UNKNOWN_SIZE = 224
 """Pixels that stand for an unknown height or width while shapes are worked out."""

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from goodnet.errors import GoodnetError
 from goodnet.formats.keras_config import Layer, LayerPath, Model, damaged
 from goodnet.formats.keras_layers import FROZEN_WEIGHTS, weight_names
 
@@ -57,7 +58,10 @@ def opened(source: Path | bytes) -> Iterator[h5py.File]:
     try:
         with h5py.File(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+    except GoodnetError:
+        raise
+    except Exception as error:
+        # A damaged file can make h5py fail in any way; nothing but reading goes on here.
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise damaged(f"the HDF5 file is damaged: {reason}") from error
 
@@ -150,7 +154,12 @@ def stored(group: h5py.Group, name: str, budget: list[int]) -> Stored:
     declared = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
     budget[0] -= declared
     kept = dataset.id.get_storage_size()
-    if budget[0] < 0 or declared > (1 << 20) + MAX_EXPANSION * kept:
+    # A contiguous array counts as stored whether or not the file is long enough for it.
+    if (
+        budget[0] < 0
+        or kept > dataset.file.id.get_filesize()
+        or declared > (1 << 20) + MAX_EXPANSION * kept
+    ):
         raise damaged(f"the weight '{name[:80]}' declares an absurd size: {dataset.shape}")
     array = np.asarray(dataset[()])
     if brain:
@@ -161,8 +170,7 @@ def stored(group: h5py.Group, name: str, budget: list[int]) -> Stored:
 def is_bfloat16(dataset: h5py.Dataset) -> bool:
     """Whether Keras wrote 16-bit brain floats, which HDF5 has no type for."""
     return (
-        isinstance(dataset, h5py.Dataset)
-        and "dtype" in dataset.attrs
+        "dtype" in dataset.attrs
         and dataset.dtype.itemsize == 2
         and dataset.attrs["dtype"] in ("bfloat16", b"bfloat16")
     )
@@ -183,17 +191,16 @@ def _native_model(group: h5py.Group, model: Model, weights: Weights, budget: lis
     used: dict[str, int] = {}
     folder = None
     # Keras 2.12 and 2.13 called the folder differently, and wrote backslashes on Windows.
-    for name in ("layers", "_layer_checkpoint_dependencies"):
-        folder = folder if folder is not None else child(group, name)
+    for name in ("_layer_checkpoint_dependencies", "layers"):
+        folder = child(group, name) or folder
     for layer in model.layers:
         if layer.type.startswith(("ops.", "tf.")):
             continue
-        kind = re.sub(r"\W+", "", layer.type)
-        kind = re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", kind))
-        kind = kind.lower()
+        kind = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", layer.type))
+        kind = re.sub("([a-z])([A-Z])", r"\1_\2", kind).lower()
         number = used.get(kind, 0)
         used[kind] = number + 1
-        if layer.model is None and not weight_names_of(layer):
+        if layer.model is None and not weight_names(layer):
             continue
         name = f"{kind}_{number}" if number else kind
         place = child(folder, name) if isinstance(folder, h5py.Group) else None
@@ -210,11 +217,6 @@ def _native_model(group: h5py.Group, model: Model, weights: Weights, budget: lis
             weights[layer.path] = [stored(values, str(i), budget) for i in range(count)]
 
 
-def weight_names_of(layer: Layer) -> tuple[str, ...]:
-    """The names of a layer's weights; none for an input layer."""
-    return () if layer.type == "InputLayer" else weight_names(layer)
-
-
 def read_legacy(group: h5py.Group) -> list[tuple[str, list[Stored]]]:
     """The weights in the layout of Keras 1 and 2: (layer name, its arrays) in the file's order.
 
@@ -227,9 +229,8 @@ def read_legacy(group: h5py.Group) -> list[tuple[str, list[Stored]]]:
         layer = child(group, name)
         if not isinstance(layer, h5py.Group):
             raise damaged(f"the weights of the layer '{name[:80]}' are missing from the file")
-        result.append(
-            (name, [stored(layer, weight, budget) for weight in names(layer, "weight_names")])
-        )
+        arrays = [stored(layer, weight, budget) for weight in names(layer, "weight_names")]
+        result.append((name, arrays))
     return result
 
 
@@ -275,7 +276,7 @@ def layers_with_weights(model: Model) -> list[Layer]:
 
 def _count(layer: Layer) -> int:
     if layer.model is None:
-        return len(weight_names_of(layer))
+        return len(weight_names(layer))
     return sum(_count(inner) for inner in layer.model.layers)
 
 
@@ -298,7 +299,7 @@ def _listed(layer: Layer, frozen: bool, within: bool = False) -> list[tuple[Laye
         return [item for inner in layer.model.layers for item in _listed(inner, frozen, fixed)]
     return [
         (layer.path, name)
-        for name in weight_names_of(layer)
+        for name in weight_names(layer)
         if (fixed or name in FROZEN_WEIGHTS) == frozen
     ]
 
@@ -317,7 +318,7 @@ def _by_name(layer: Layer, arrays: Sequence[Stored]) -> Mapping[tuple[LayerPath,
         owner = next(
             (table[n] for n in ("/".join(parts[i:]) for i in range(len(parts))) if n in table), None
         )
-        if owner is None or name not in weight_names_of(owner):
+        if owner is None or name not in weight_names(owner):
             return {}
         result[owner.path, name] = item
     return result if len(result) == len(arrays) else {}

@@ -53,6 +53,7 @@ def find(layer: Layer) -> LayerType:
 
 
 TABLE: dict[str, LayerType] = {
+    "InputLayer": LayerType(plain.identity),
     "Conv2D": LayerType(weighted.conv2d, weighted.biased("kernel")),
     "DepthwiseConv2D": LayerType(weighted.depthwise_conv2d, weighted.biased("depthwise_kernel")),
     "SeparableConv2D": LayerType(

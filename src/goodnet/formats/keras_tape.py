@@ -1,4 +1,4 @@
-"""The translated network and the tape it is recorded on, one torch module after another.
+"""The tape on which a network is recorded, one torch module after another.
 
 Keras keeps images as (n, H, W, C), torch computes on (n, C, H, W). A tensor on the tape therefore
 has a *form*, which says how what torch holds differs from what Keras would hold:
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from goodnet.errors import GoodnetError
 from goodnet.formats.keras_config import Layer, LayerPath, damaged, untranslatable
+from goodnet.formats.keras_network import KerasNetwork, Step
 from goodnet.formats.keras_ops import Function, largest_output, order_columns, reorder_columns
 
 MAX_STEPS = 20_000
@@ -111,42 +112,6 @@ class Slot:
     index: int
     tensor: str
     layout: Layout
-
-
-@dataclass(frozen=True)
-class Step:
-    """One module applied: the tensors it takes and gives, and those nobody needs afterwards."""
-
-    key: str
-    inputs: tuple[int | float, ...]
-    output: int
-    dead: tuple[int, ...] = ()
-
-
-class KerasNetwork(nn.Module):
-    """A translated Keras model: float32 ``(n, C, H, W)`` to logits ``(n, K)``.
-
-    Args:
-        layers: one module for each step, the names taken from the Keras layers.
-        steps: in order of execution; tensor 0 is the input.
-        output: the number of the tensor that is given back.
-    """
-
-    def __init__(self, layers: Mapping[str, nn.Module], steps: Sequence[Step], output: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleDict(dict(layers))
-        self.steps = tuple(steps)
-        self.output = output
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of ``images``; keeps its state in local variables, so threads may share it."""
-        values: dict[int, Tensor] = {0: images.contiguous(memory_format=torch.channels_last)}
-        for step in self.steps:
-            arguments = [values[i] if type(i) is int else i for i in step.inputs]
-            values[step.output] = self.layers[step.key](*arguments)
-            for index in step.dead:
-                del values[index]
-        return values[self.output]
 
 
 class Tape:

@@ -8,8 +8,8 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images, wrong_size
-from goodnet.reports import Evaluation
 from goodnet.pipelines.scan import data_ref, model_ref
+from goodnet.reports import Evaluation
 from goodnet.statistics import proportion
 from goodnet.version import __version__
 

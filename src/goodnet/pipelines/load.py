@@ -38,7 +38,7 @@ def load(
         The classifier. ``sha256`` is that of the file, or of the weights of a live model.
 
     Raises:
-        GoodnetError: M001 to M015 for models that cannot be read; M009 no classifier, M010 another
+        GoodnetError: M001 to M014 for models that cannot be read; M009 no classifier, M010 another
             image size, M012 NaN or infinity; D007 labels outside the classes, D010 no better than
             chance, D011 unknown preprocessing.
     """

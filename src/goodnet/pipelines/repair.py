@@ -18,9 +18,9 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case
 from goodnet.images import Images, check_images
 from goodnet.parallel import Progress, silent
+from goodnet.pipelines.scan import FULL, data_ref, model_ref, scan
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport
-from goodnet.pipelines.scan import FULL, data_ref, model_ref, scan
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 from goodnet.version import __version__
@@ -31,7 +31,7 @@ REPAIR_SHARE = 0.6
 
 @dataclass(frozen=True)
 class GoodNet:
-    """The outcome: ``classifier`` is the repaired one where ``report.repaired``, else the BadNet."""
+    """The outcome: a repaired ``classifier`` where ``report.repaired``, else the BadNet itself."""
 
     classifier: Classifier
     report: RepairReport
@@ -76,7 +76,7 @@ def repair(
 
     Raises:
         GoodnetError: R002 for a report of another model, R003 for an unknown remedy or share, R004
-            when there is nothing to repair; as :func:`goodnet.pipelines.scan.scan` for unusable images.
+            when there is nothing to repair; those of the scan for unusable images.
     """
     started = time.monotonic()
     names = _names(remedy, max_accuracy_loss, max_attack_success)

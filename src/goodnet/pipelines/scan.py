@@ -38,9 +38,9 @@ HELD_OUT = 200
 SHOWN = 4
 
 RANKING = Effort(
-    images=8, steps=10, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
+    images=8, steps=8, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
 )
-FULL = Effort(images=FIT_IMAGES)
+FULL = Effort()
 METHODS = ("default", "neural-cleanse")
 
 
@@ -107,16 +107,13 @@ def scan(
     everything = method == "neural-cleanse"
     split = split_images(images, right, seed=seed, fit_all=everything)
     case = Case(classifier, split.fit, split.fit_labels, seed, workers, progress)
-    if everything:
-        measured = _neural_cleanse(case, wanted)
-    else:
-        measured = _default(case, wanted, exhaustive)
+    measured = _neural_cleanse(case, wanted) if everything else _default(case, wanted, exhaustive)
     report = _report(classifier, images, right, split, measured, method, seed)
     if labels is not None and report.verdict == "clean":
         note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
-        update = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
-        report = _with(report, update)
-    return _with(report, {"seconds": round(time.monotonic() - started, 2)})
+        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
+        report = report.model_copy(update=doubtful)
+    return report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
 
 
 def _wanted(classifier: Classifier, method: str, labels: Sequence[int] | None) -> list[int]:
@@ -333,11 +330,6 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
     }
 
 
-def _with(report: ScanReport, update: dict[str, object]) -> ScanReport:
-    """A changed copy that keeps the triggers (pydantic copies private attributes by reference)."""
-    return report.model_copy(update=update)
-
-
 def model_ref(classifier: Classifier) -> ModelRef:
     """What a report says about the model."""
     return ModelRef(
@@ -366,7 +358,7 @@ def triggers_path(report: Path) -> Path:
 
 def save_report(report: ScanReport, path: Path) -> None:
     """Writes the report as JSON and, beside it, its triggers as safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     from goodnet.formats.files import atomic
     from goodnet.reports import write_text
@@ -375,7 +367,7 @@ def save_report(report: ScanReport, path: Path) -> None:
     named = {f"mask-{label}": trigger for label, trigger in report.triggers.items()}
     if named:
         with atomic(triggers_path(path)) as temporary:
-            save_file(pack(named), str(temporary))
+            temporary.write_bytes(to_bytes(pack(named)))
     write_text(path, report)
 
 

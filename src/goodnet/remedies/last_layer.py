@@ -95,7 +95,9 @@ def _refit(
     def loss() -> Tensor:
         solver.zero_grad()
         at_clean, at_stamped = clean @ row + offset, stamped @ row + offset
-        value = (at_stamped - best_stamped + STAMPED_MARGIN * margin).relu().mean() / margin.clamp_min(1e-6)
+        value = (
+            at_stamped - best_stamped + STAMPED_MARGIN * margin
+        ).relu().mean() / margin.clamp_min(1e-6)
         value = value + ridge * (row - old).square().sum()
         if len(best_clean):
             strayed = (at_clean[~own] - best_clean + wanted).relu().mean()

@@ -60,7 +60,7 @@ def unlearning(patient: Patient, settings: UnlearningSettings = PAPER) -> Classi
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     for _ in range(settings.epochs):
         samples = _stamp_some(patient, images, labels, settings.stamped_share, generator)
-        for batch in torch.randperm(count, generator=generator).split(settings.batch):
+        for batch in torch.split(torch.randperm(count, generator=generator), settings.batch):
             optimiser.zero_grad()
             loss = functional.cross_entropy(cured(samples[batch]), labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]

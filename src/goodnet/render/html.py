@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from goodnet.errors import GoodnetError
 from goodnet.render import charts, words
 from goodnet.render.pictures import row, stamped, trigger_pictures
 from goodnet.render.words import DASH, duration, interval, label_name, number, plain, points, share
@@ -48,9 +47,6 @@ def scan_page(report: ScanReport, repair: RepairReport | None = None) -> str:
 
     Returns:
         An HTML document that needs no network and no script.
-
-    Raises:
-        GoodnetError: M015 if Jinja2 is not installed.
     """
     word, sentence = words.verdict_sentence(report)
     shown = words.shown_triggers(report, MOST_SHOWN)
@@ -85,9 +81,6 @@ def scan_fragment(report: ScanReport) -> str:
     """A short piece of HTML for a notebook: verdict, leading labels, triggers.
 
     It takes the notebook's own colours, light or dark, and its styles touch nothing else.
-
-    Raises:
-        GoodnetError: M015 if Jinja2 is not installed.
     """
     word, sentence = words.verdict_sentence(report)
     return (
@@ -111,12 +104,8 @@ def scan_fragment(report: ScanReport) -> str:
 
 
 def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise GoodnetError(
-            "M015", "the HTML report needs the package jinja2", "pip install 'goodnet[report]'"
-        ) from error
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     return Environment(
         loader=PackageLoader("goodnet.render"),
         autoescape=True,

@@ -6,6 +6,7 @@ Whatever comes from outside goes in as :class:`rich.text.Text`, never as markup.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -32,15 +33,17 @@ from goodnet.render.words import (
     share,
     verdict_sentence,
 )
-from goodnet.reports import (
-    DataRef,
-    Evaluation,
-    FileRef,
-    LabelEvidence,
-    ModelRef,
-    RepairReport,
-    ScanReport,
-)
+
+if TYPE_CHECKING:
+    from goodnet.reports import (
+        DataRef,
+        Evaluation,
+        FileRef,
+        LabelEvidence,
+        ModelRef,
+        RepairReport,
+        ScanReport,
+    )
 
 STYLES = {
     "backdoored": "bold red",
@@ -52,7 +55,7 @@ STYLES = {
 
 _NEXT_STEPS = {
     "backdoored": "'goodnet repair MODEL --data DATA -o OUT' removes it",
-    "suspicious": "scan again with more images, a larger --budget and another --seed",
+    "suspicious": "scan again with more images and with another --seed",
     "clean": "this is no proof that there is none; read what was not tested",
     "inconclusive": "the reasons say what was missing",
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from goodnet.reports import LabelEvidence, Proportion, RepairReport, ScanReport
-from goodnet.trigger import Trigger
+if TYPE_CHECKING:
+    from goodnet.reports import LabelEvidence, Proportion, RepairReport, ScanReport
+    from goodnet.trigger import Trigger
 
 DASH = "\N{EN DASH}"
 """Between the ends of an interval, and in place of what was not measured."""
