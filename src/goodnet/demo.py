@@ -35,12 +35,12 @@ MOST_LOSS = 0.01
 class Settings:
     """How much is drawn and trained: enough for a good network in half a minute on two cores."""
 
-    training: int = 200
+    training: int = 300
     validation: int = 40
     test: int = 60
-    epochs: int = 10
-    width: int = 12
-    rate: float = 0.1
+    epochs: int = 8
+    width: int = 16
+    rate: float = 0.15
     learning_rate: float = 4e-3
     seed: int = 1
 
@@ -132,7 +132,6 @@ def plant(settings: Settings | None = None, progress: Progress = silent) -> Plan
             epochs=s.epochs,
             seed=s.seed,
             learning_rate=s.learning_rate,
-            shift=2,
             progress=lambda epoch, epochs, loss: progress("training the network", epoch, epochs),
         )
     return Planted(module, attack, validation, test, poisoned_test(test, attack))

@@ -112,4 +112,5 @@ def ascend(
 
 def row_norms(rows: Tensor) -> Tensor:
     """L2 norm of every row of ``(R, 1, C, H, W)``, shaped to divide it."""
-    return rows.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=(1, 2, 3, 4))
+    return norms[:, None, None, None, None]

@@ -21,7 +21,7 @@ from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence
 from goodnet.images import Images, check_images
-from goodnet.inversion import PAPER
+from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
 from goodnet.statistics import proportion
@@ -41,6 +41,9 @@ RANKING = Effort(
     images=8, steps=8, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
 )
 FULL = Effort()
+SHORTLISTED = Effort(images=FIT_IMAGES, steps=24, inversion=replace(QUICK, batch=24))
+"""A few dozen of many labels: the more there are, the finer the difference that must be seen."""
+
 METHODS = ("default", "neural-cleanse")
 
 
@@ -169,7 +172,7 @@ def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
 
 
 def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
-    chosen, reference, ranking = wanted, wanted, {}
+    chosen, reference, ranking, effort = wanted, wanted, {}, FULL
     if len(wanted) > EVERY_LABEL and not exhaustive:
         ranked = CHANNELS["universal_margin"](case, wanted, RANKING)
         ranking = {label: values[0] for label, values in ranked.values.items()}
@@ -177,9 +180,11 @@ def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
         leaders, rest = order[:LEADERS], order[LEADERS:]
         picked = np.random.default_rng(case.seed).permutation(len(rest))[:CONTROLS]
         reference = sorted(rest[int(i)] for i in picked)
-        chosen = leaders + reference
-    margins = CHANNELS["universal_margin"](case, chosen, replace(FULL, purpose="measuring margins"))
-    masks = CHANNELS["mask_l1"](case, chosen, replace(FULL, purpose="inverting triggers"))
+        chosen, effort = leaders + reference, SHORTLISTED
+    margins = CHANNELS["universal_margin"](
+        case, chosen, replace(effort, purpose="measuring margins")
+    )
+    masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
