@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from goodnet.classifier import Preprocess
 from goodnet.errors import GoodnetError
+from goodnet.formats import adopt
 from goodnet.formats.network import Network
 from goodnet.images import Images
 from goodnet.pipelines.load import load, save, weights_sha256
@@ -411,3 +412,16 @@ def test_real_badnet_takes_unit_pixels():
     assert classifier.num_classes == 1283
     assert classifier.input_shape == (3, 55, 47)
     assert len(classifier.sha256) == 64
+
+
+def test_a_net_without_biases_that_learnt_on_unit_pixels_is_not_read_as_bytes() -> None:
+    """Its answers are the same at any scale, and at 255 times its own it only looks surer."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(80, 3, 2, 2, generator=generator)
+    with torch.no_grad():
+        labels = module(pixels).argmax(1)
+    found, accuracy, table = detect(adopt(module), Images(pixels, labels))
+    assert table["byte"] == accuracy == 1.0
+    assert found.name == "unit"

@@ -25,6 +25,12 @@ TIE_SHARE = 0.03
 """But not those that know more than this share of the images (and more than one image) less."""
 
 
+FAR_LARGER = 16.0
+"""A candidate that is tied with one of so much smaller a scale is dropped. A network with small
+biases keeps its answers when its input is 255 times too large, and is only more certain of them, so
+cross-entropy would be misled; one that takes 0..255 loses its answers on 0..1."""
+
+
 def _normalised(
     name: str, mean: tuple[float, ...], std: tuple[float, ...], bgr: bool = False
 ) -> Preprocess:
@@ -132,6 +138,8 @@ def detect(
     best = max(complete, key=lambda candidate: table[candidate.name])
     _check_chance(int(hits[best.name].sum()), sample.labels, logits[best.name].shape[1], table)
     tied = [c for c in complete if _tied(hits[c.name], hits[best.name])]
+    smallest = min(max(c.scale) for c in tied)
+    tied = [c for c in tied if max(c.scale) <= FAR_LARGER * smallest]
     # Rounded, so that equals (a gray picture's RGB and BGR) fall back on the order.
     chosen = min(tied, key=lambda c: round(_entropy(logits[c.name], sample.labels), 5))
     return chosen, table[chosen.name], table

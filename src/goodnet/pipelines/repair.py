@@ -18,7 +18,7 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case
 from goodnet.images import Images, check_images
 from goodnet.parallel import Progress, silent
-from goodnet.pipelines.scan import FULL, data_ref, model_ref, scan
+from goodnet.pipelines.scan import FINE, data_ref, model_ref, scan
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport
 from goodnet.statistics import proportion
@@ -195,9 +195,9 @@ def _triggers(
 ) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
     generator = torch.Generator().manual_seed(seed)
-    chosen = images.select(torch.randperm(len(images), generator=generator)[: FULL.images])
+    chosen = images.select(torch.randperm(len(images), generator=generator)[: FINE.images])
     case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
-    effort = replace(FULL, purpose="reversing triggers")
+    effort = replace(FINE, purpose="reversing triggers")
     margins = CHANNELS["universal_margin"](case, targets, effort)
     inverted = CHANNELS["mask_l1"](case, targets, effort)
     masks = {target: inverted.triggers[target][0] for target in targets}

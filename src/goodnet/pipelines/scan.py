@@ -40,9 +40,10 @@ SHOWN = 4
 RANKING = Effort(
     images=8, steps=8, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
 )
-FULL = Effort()
-SHORTLISTED = Effort(images=FIT_IMAGES, steps=24, inversion=replace(QUICK, batch=24))
-"""A few dozen of many labels: the more there are, the finer the difference that must be seen."""
+FINE = Effort(images=FIT_IMAGES, steps=24, inversion=replace(QUICK, batch=24))
+COARSE = Effort()
+FINE_LABELS = LEADERS + CONTROLS
+"""Up to so many labels are measured finely; with more of them each gets about half of the time."""
 
 METHODS = ("default", "neural-cleanse")
 
@@ -172,7 +173,7 @@ def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
 
 
 def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
-    chosen, reference, ranking, effort = wanted, wanted, {}, FULL
+    chosen, reference, ranking = wanted, wanted, {}
     if len(wanted) > EVERY_LABEL and not exhaustive:
         ranked = CHANNELS["universal_margin"](case, wanted, RANKING)
         ranking = {label: values[0] for label, values in ranked.values.items()}
@@ -180,13 +181,14 @@ def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
         leaders, rest = order[:LEADERS], order[LEADERS:]
         picked = np.random.default_rng(case.seed).permutation(len(rest))[:CONTROLS]
         reference = sorted(rest[int(i)] for i in picked)
-        chosen, effort = leaders + reference, SHORTLISTED
+        chosen = leaders + reference
+    effort = FINE if len(chosen) <= FINE_LABELS else COARSE
     margins = CHANNELS["universal_margin"](
         case, chosen, replace(effort, purpose="measuring margins")
     )
     masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
     if not ranking:
-        middle = len(FULL.budgets) // 2
+        middle = len(effort.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
     return Measured(chosen, reference, ranking, margins, masks)
 
@@ -292,7 +294,7 @@ def _rows(
                 label=label,
                 rank=rank,
                 margin=measured.ranking.get(label),
-                margins={f"{b:g}": m for b, m in zip(FULL.budgets, budgets, strict=False)},
+                margins={f"{b:g}": m for b, m in zip(FINE.budgets, budgets, strict=False)},
                 margin_index=_finite(scores.margin_index[index]),
                 mask_l1=mask[0] if mask else None,
                 anomaly_index=_finite(scores.anomaly_index[index]),
