@@ -55,7 +55,7 @@ def main() -> None:
         for chunk in (16, 32, 48, 64, 128):
             images, labels = clean.floats()[:8], clean.labels[:8]
             targets = list(range(chunk // 8))
-            batch = perturbation.network_input(images.repeat(chunk // 8, 1, 1, 1))
+            batch = images.repeat(chunk // 8, 1, 1, 1)
 
             def bare(batch=batch) -> None:
                 batch = batch.detach().requires_grad_(True)

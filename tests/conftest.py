@@ -15,6 +15,9 @@ from goodnet.attacks.poison import poison, poisoned_test
 from goodnet.attacks.signs import YIELD, draw_signs
 from goodnet.attacks.train import small_cnn, train
 from goodnet.images import Images
+from goodnet.pipelines.load import load
+from goodnet.pipelines.scan import scan
+from goodnet.reports import ScanReport
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -64,6 +67,18 @@ def badnet() -> Story:
 def honest() -> Story:
     """Its clean twin: the same data and seed, no poison."""
     return _story(attacked=False)
+
+
+@pytest.fixture(scope="session")
+def badnet_report(badnet) -> ScanReport:
+    """The scan of the BadNet, made once."""
+    return scan(load(badnet.module, badnet.clean), badnet.clean, seed=1)
+
+
+@pytest.fixture(scope="session")
+def honest_report(honest) -> ScanReport:
+    """The scan of its clean twin, made once."""
+    return scan(load(honest.module, honest.clean), honest.clean, seed=1)
 
 
 def read_npz(path: Path, part: str = "") -> Images:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 
 from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
+from goodnet.images import Images
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import load_report, save_report, scan
 from goodnet.reports import ScanReport
 
 
-def test_the_badnet_is_found_with_its_target_alone(badnet):
-    classifier = load(badnet.module, badnet.clean)
-    report = scan(classifier, badnet.clean, seed=1)
+def test_the_badnet_is_found_with_its_target_alone(badnet_report):
+    report = badnet_report
     assert report.verdict == "backdoored"
     assert report.targets == [1]
     first = report.labels[0]
@@ -23,8 +26,8 @@ def test_the_badnet_is_found_with_its_target_alone(badnet):
     assert report.p_value is None, "no p-value may be printed before it is calibrated"
 
 
-def test_its_clean_twin_is_not_flagged(honest):
-    report = scan(load(honest.module, honest.clean), honest.clean, seed=1)
+def test_its_clean_twin_is_not_flagged(honest_report):
+    report = honest_report
     assert report.verdict != "backdoored"
     assert report.targets == []
     assert all(not label.flagged for label in report.labels)
@@ -32,14 +35,14 @@ def test_its_clean_twin_is_not_flagged(honest):
 
 def test_same_seed_same_answer_whatever_the_workers(badnet):
     classifier = load(badnet.module, badnet.clean)
-    labels = [0, 1, 2, 3, 4]
+    labels = [0, 1, 2]
     one, two = (scan(classifier, badnet.clean, labels=labels, seed=4, workers=n) for n in (1, 2))
     assert one.model_dump(exclude={"seconds"}) == two.model_dump(exclude={"seconds"})
 
 
 def test_a_report_loads_back_equal_with_its_triggers(badnet, tmp_path):
     classifier = load(badnet.module, badnet.clean)
-    report = scan(classifier, badnet.clean, labels=[0, 1, 2, 3], seed=0)
+    report = scan(classifier, badnet.clean, labels=[0, 1, 2], seed=0)
     save_report(report, tmp_path / "scan.json")
     again = load_report(tmp_path / "scan.json")
     assert again == report
@@ -66,3 +69,41 @@ def test_the_scan_changes_nothing_in_the_model(badnet):
     for name, value in classifier.module.state_dict().items():
         assert torch.equal(value, before[name])
     assert all(parameter.grad is None for parameter in classifier.module.parameters())
+
+
+def test_a_network_that_insists_on_its_memory_layout_is_scanned_all_the_same(honest):
+    """``x.view`` after a convolution, the tutorials' idiom, refuses channels-last memory."""
+
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = honest.module[:-1]
+            self.head = honest.module[-1]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.conv2d(x, torch.eye(3)[:, :, None, None])
+            x = x.view(x.size(0), -1).view(-1, 3, 32, 32)
+            return self.head(self.features(x))
+
+    classifier = load(Viewing(), honest.clean)
+    report = scan(classifier, honest.clean, labels=[0, 1, 2, 3])
+    assert all(row.score is not None for row in report.labels)
+
+
+def test_a_wrong_preprocessing_that_was_stated_is_refused(honest):
+    classifier = load(honest.module, honest.clean, preprocess="mean=5;std=.01")
+    with pytest.raises(GoodnetError) as raised:
+        scan(classifier, honest.clean)
+    assert raised.value.code == "D010"
+
+
+def test_with_three_classes_nothing_can_stand_out(honest):
+    class Three(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(2).mean(2) * 50
+
+    pixels = torch.rand(60, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    labels = torch.arange(60) % 3
+    pixels[torch.arange(60), labels] += 0.5
+    images = Images(pixels, labels)
+    assert scan(load(Three(), images), images).verdict == "inconclusive"

@@ -54,6 +54,8 @@ class Classifier:
         num_classes: K.
         path: where the model came from, or None for a live object.
         sha256: of the model file (or of the weights of a live object), hex.
+        memory_format: how images lie in memory when the network gets them. Convolutions are
+            fastest with channels last, but a network may insist (``x.view`` after a convolution).
     """
 
     network: Network
@@ -62,6 +64,7 @@ class Classifier:
     num_classes: int
     path: str | None = None
     sha256: str = ""
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def module(self) -> nn.Module:
@@ -70,7 +73,8 @@ class Classifier:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits, float32 ``(n, K)``, of ``images``, float32 ``(n, C, H, W)`` in [0, 1]."""
-        logits: Tensor = self.network.module(self.preprocess.apply(images))
+        ready = self.preprocess.apply(images).contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.network.module(ready)
         return logits
 
     def logits(self, images: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from goodnet.classifier import Classifier
 from goodnet.parallel import Stop, Stopped
-from goodnet.perturbation import network_input
 from goodnet.trigger import Trigger
 
 
@@ -189,7 +188,7 @@ def _step(
     mask_logit = state.mask_logit.detach().requires_grad_(True)
     pattern_logit = state.pattern_logit.detach().requires_grad_(True)
     mask, pattern = mask_logit.sigmoid()[:, None], pattern_logit.sigmoid()[:, None]
-    stamped = network_input(((1.0 - mask) * images[None] + mask * pattern).flatten(0, 1))
+    stamped = ((1.0 - mask) * images[None] + mask * pattern).flatten(0, 1)
     logits = classifier(stamped)
     wanted = state.targets.repeat_interleave(count)
     weights = (labels[None] != state.targets[:, None]).float()

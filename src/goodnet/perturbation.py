@@ -54,11 +54,6 @@ def row_margins(logits: Tensor, targets: Tensor) -> Tensor:
     return own - logits.scatter(1, index, FAR_BELOW).max(1).values
 
 
-def network_input(images: Tensor) -> Tensor:
-    """The memory layout in which convolutions are fastest on a CPU."""
-    return images.contiguous(memory_format=torch.channels_last)
-
-
 def ascend(
     classifier: Classifier,
     images: Tensor,
@@ -87,13 +82,14 @@ def ascend(
     rows, count = len(wanted), len(images)
     expanded = wanted.repeat_interleave(count)
     weights = (labels[None] != wanted[:, None]).float()
-    weights /= weights.sum(1, keepdim=True).clamp_min(1.0)
+    # A label that all images belong to gets no margin (NaN), rather than one of 0.
+    weights /= weights.sum(1, keepdim=True)
     delta = torch.zeros(rows, 1, *images.shape[1:])
     velocity = torch.zeros_like(delta)
     rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / steps
 
     def mean_margins(delta: Tensor) -> Tensor:
-        stamped = network_input((images[None] + delta).clamp(0.0, 1.0).flatten(0, 1))
+        stamped = (images[None] + delta).clamp(0.0, 1.0).flatten(0, 1)
         margins = row_margins(classifier(stamped), expanded).view(rows, count)
         mean: Tensor = (margins * weights).sum(1)
         return mean

@@ -31,6 +31,10 @@ biases keeps its answers when its input is 255 times too large, and is only more
 cross-entropy would be misled; one that takes 0..255 loses its answers on 0..1."""
 
 
+CLOSE = 0.02
+"""Candidates whose cross-entropy exceeds the lowest by no more than this are as good."""
+
+
 def _normalised(
     name: str, mean: tuple[float, ...], std: tuple[float, ...], bgr: bool = False
 ) -> Preprocess:
@@ -136,12 +140,15 @@ def detect(
     table = {name: int(hit.sum()) / len(hit) for name, hit in hits.items()}
     complete = [candidate for candidate in tried if len(hits[candidate.name]) == len(sample)]
     best = max(complete, key=lambda candidate: table[candidate.name])
-    _check_chance(int(hits[best.name].sum()), sample.labels, logits[best.name].shape[1], table)
+    check_chance(int(hits[best.name].sum()), sample.labels, logits[best.name].shape[1], table)
     tied = [c for c in complete if _tied(hits[c.name], hits[best.name])]
     smallest = min(max(c.scale) for c in tied)
     tied = [c for c in tied if max(c.scale) <= FAR_LARGER * smallest]
-    # Rounded, so that equals (a gray picture's RGB and BGR) fall back on the order.
-    chosen = min(tied, key=lambda c: round(_entropy(logits[c.name], sample.labels), 5))
+    entropies = {c.name: _entropy(logits[c.name], sample.labels) for c in tied}
+    good = min(entropies.values()) + CLOSE
+    # In the order of plausibility: a net that is right everywhere is the surer the larger its input
+    # is, so that a little less entropy says nothing.
+    chosen = next(c for c in tied if entropies[c.name] <= good)
     return chosen, table[chosen.name], table
 
 
@@ -308,7 +315,18 @@ def _entropy(logits: Tensor, labels: Tensor) -> float:
     return float(functional.cross_entropy(logits, labels))
 
 
-def _check_chance(right: int, labels: Tensor, num_classes: int, table: dict[str, float]) -> None:
+def check_chance(right: int, labels: Tensor, num_classes: int, table: dict[str, float]) -> None:
+    """Makes sure that a classifier is clearly better than guessing.
+
+    Args:
+        right: how many of the images it gets right.
+        labels: int64 ``(n,)``, of all of them.
+        num_classes: K.
+        table: what was tried, for the message and for Bonferroni's correction.
+
+    Raises:
+        GoodnetError: D010.
+    """
     n = len(labels)
     majority = int(torch.bincount(labels).max())
     chance = max(majority / n, 1 / num_classes)

@@ -26,8 +26,15 @@ SLACK = 1.65
 SUSPICION = 1.0
 """The same of a suspect."""
 
+COMPANION = 0.6
+"""A further target has at least this share of the leader's score: planted triggers are of one
+order, while a label that is easy by nature only looks like one."""
+
 CEILING = 10.0
 """No channel counts for more than this: beyond it a robust z says nothing more."""
+
+FEW_CLASSES = 4
+"""Below this many classes no label can be an outlier among the others."""
 
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
@@ -103,12 +110,14 @@ def threshold(num_classes: int, slack: float = SLACK) -> float:
     """The score from which a label is a target: the largest of K normal scores lies near
     ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms.
     """
-    return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack
+    # The median and MAD of a handful of labels are themselves chance.
+    few = 0.5 * max(0, 10 - num_classes)
+    return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack + few
 
 
 def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]:
-    """Labels above :func:`threshold`, the strongest first."""
-    bar = threshold(num_classes, slack)
+    """Labels above :func:`threshold` and not far below the leader, the strongest first."""
+    bar = max(threshold(num_classes, slack), COMPANION * float(scores.score.max(initial=0.0)))
     order = np.argsort(-scores.score, kind="stable")
     return [scores.labels[i] for i in order if scores.score[i] >= bar]
 
@@ -131,8 +140,8 @@ def doubts(*, images: int, measured: int, wanted: int, num_classes: int) -> list
     found = []
     if images < FEW_IMAGES:
         found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
-    if measured < 2 * wanted / 3:
-        found.append(f"the inversion failed for {wanted - measured} of {wanted} labels")
-    if num_classes < 4:
+    if measured < 2 * wanted / 3 or not wanted:
+        found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
+    if num_classes < FEW_CLASSES:
         found.append(f"with {num_classes} classes no label can be an outlier among the others")
     return found

@@ -27,7 +27,7 @@ def mask_l1(case: Case, targets: list[int], effort: Effort) -> Evidence:
     schedule = effort.inversion
 
     def measure(block: list[int], stop: Stop) -> list[Inversion]:
-        seed = case.seed * 1_000_003 + block[0]
+        seed = (case.seed * 1_000_003 + block[0]) % 2**63
         return invert(case.classifier, images, labels, block, schedule, seed=seed, stop=stop)
 
     blocks = blocks_of(targets, rows_per_chunk(min(schedule.batch, len(images))))

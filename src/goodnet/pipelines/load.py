@@ -55,7 +55,9 @@ def load(
     # What is stated is looked at first: a misspelt name should not cost a run of the network.
     stated = None if preprocess.strip().lower() == "auto" else parse(preprocess, shape[0])
     probe = (
-        images.floats()[:2] if images is not None and len(images) else torch.full((2, *shape), 0.5)
+        images.select(torch.arange(min(2, len(images)))).floats()
+        if images is not None and len(images)
+        else torch.full((2, *shape), 0.5)
     )
     classes = forward(network, probe).shape[1]
     if images is not None:
@@ -63,7 +65,21 @@ def load(
     if stated is None:
         stated = detect(network, images)[0] if images is not None else Preprocess("unit")
     _check_finite(network, stated, probe)
-    return Classifier(network, stated, shape, classes, path, digest)
+    layout = _fastest_layout(network, stated.apply(probe))
+    return Classifier(network, stated, shape, classes, path, digest, layout)
+
+
+def _fastest_layout(network: Network, probe: Tensor) -> torch.memory_format:
+    """Channels last where the network takes it and answers alike."""
+    try:
+        with torch.no_grad():
+            plain = network.module(probe.contiguous())
+            other = network.module(probe.contiguous(memory_format=torch.channels_last))
+    # What a foreign network raises is up to its author; a refusal is an answer here.
+    except Exception:
+        return torch.contiguous_format
+    same = torch.allclose(plain, other, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+    return torch.channels_last if same else torch.contiguous_format
 
 
 def save(classifier: Classifier, path: str | Path) -> None:

@@ -18,7 +18,8 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case
 from goodnet.images import Images, check_images
 from goodnet.parallel import Progress, silent
-from goodnet.pipelines.scan import FINE, data_ref, model_ref, scan
+from goodnet.pipelines.scan import FINE, check_seed, count_hits, data_ref, model_ref, scan
+from goodnet.preprocess import balanced
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport
 from goodnet.statistics import proportion
@@ -27,6 +28,13 @@ from goodnet.version import __version__
 
 REPAIR_SHARE = 0.6
 """The share of the clean images that a remedy may use; the rest judges it."""
+
+
+FEWEST_JUDGES = 20
+"""Fewer held-out images than this can show nothing."""
+
+ROUNDING = 1e-9
+"""Shares are quotients of counts: a loss of exactly the limit must not fail by a rounding."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,11 @@ class GoodNet:
 
 @dataclass(frozen=True)
 class _Jury:
-    """What judges a candidate: images and stamped images that no remedy saw."""
+    """What judges a candidate: images, and the same under each trigger, that no remedy saw."""
 
     pixels: Tensor
     labels: Tensor
-    stamped: dict[int, Tensor]
+    stamped: dict[int, list[Tensor]]
 
 
 def repair(
@@ -79,6 +87,7 @@ def repair(
             when there is nothing to repair; those of the scan for unusable images.
     """
     started = time.monotonic()
+    check_seed(seed)
     names = _names(remedy, max_accuracy_loss, max_attack_success)
     check_images(images, classifier=classifier)
     if report is None:
@@ -194,8 +203,7 @@ def _triggers(
     progress: Progress,
 ) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = images.select(torch.randperm(len(images), generator=generator)[: FINE.images])
+    chosen = images.select(balanced(images.labels, FINE.images, seed))
     case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
     effort = replace(FINE, purpose="reversing triggers")
     margins = CHANNELS["universal_margin"](case, targets, effort)
@@ -215,7 +223,7 @@ def _jury(
 ) -> _Jury:
     _, triggers = _triggers(classifier, images, targets, seed + 2, workers, progress)
     pixels = images.floats()
-    stamped = {}
+    stamped: dict[int, list[Tensor]] = {}
     for target in targets:
         others = pixels[images.labels != target]
         # A trigger that does not work on the unrepaired model cannot show that a repair does.
@@ -224,22 +232,21 @@ def _jury(
             for trigger in triggers[target]
             if _hits(classifier, shown := trigger.apply(others), target) >= 0.5
         ]
-        stamped[target] = torch.cat(working) if working else others[:0]
+        stamped[target] = working
     return _Jury(pixels, images.labels, stamped)
 
 
 def _hits(classifier: Classifier, images: Tensor, target: int) -> float:
-    if not len(images):
-        return 0.0
-    return float((classifier.logits(images).argmax(1) == target).float().mean())
+    return count_hits(classifier, images, target) / max(1, len(images))
 
 
 def _judge(classifier: Classifier, jury: _Jury) -> tuple[Proportion, dict[int, Proportion]]:
     right = int((classifier.logits(jury.pixels).argmax(1) == jury.labels).sum())
-    attacks = {
-        target: proportion(round(_hits(classifier, shown, target) * len(shown)), len(shown))
-        for target, shown in jury.stamped.items()
-    }
+    attacks = {}
+    for target, versions in jury.stamped.items():
+        # The worst trigger, not the mean: stamps that fail must not hide one that works.
+        worst = max((count_hits(classifier, shown, target) for shown in versions), default=0)
+        attacks[target] = proportion(worst, len(versions[0]) if versions else 0)
     return proportion(right, len(jury.pixels)), attacks
 
 
@@ -268,9 +275,11 @@ def _try(
         reason = failure
     elif not all(shown.n for shown in attacks.values()):
         reason = "no reversed trigger works on the held-out images, so nothing can be shown"
-    elif loss > max_loss:
+    elif len(jury.pixels) < FEWEST_JUDGES:
+        reason = f"not certifiable: only {len(jury.pixels)} images are held out"
+    elif loss > max_loss + ROUNDING:
         reason = f"clean accuracy falls by {loss:.3f}, more than {max_loss:g}"
-    elif attacks[worst].value > max_success:
+    elif attacks[worst].value > max_success + ROUNDING:
         reason = (
             f"{attacks[worst].value:.1%} of stamped images still become label {worst}, "
             f"more than {max_success:.1%}"

@@ -23,6 +23,7 @@ from goodnet.evidence import CHANNELS, Case, Effort, Evidence
 from goodnet.images import Images, check_images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
+from goodnet.preprocess import check_chance
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
@@ -98,6 +99,7 @@ def scan(
             NaN, R003 for an unknown method or label.
     """
     started = time.monotonic()
+    check_seed(seed)
     wanted = _wanted(classifier, method, labels)
     check_images(images, classifier=classifier)
     answers = classifier.logits(images.pixels)
@@ -108,6 +110,8 @@ def scan(
             "check the preprocessing and the weights",
         )
     right = answers.argmax(1) == images.labels
+    stated = {classifier.preprocess.name: float(right.float().mean())}
+    check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
     everything = method == "neural-cleanse"
     split = split_images(images, right, seed=seed, fit_all=everything)
     case = Case(classifier, split.fit, split.fit_labels, seed, workers, progress)
@@ -118,6 +122,16 @@ def scan(
         doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
         report = report.model_copy(update=doubtful)
     return report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that no generator takes.
+
+    Raises:
+        GoodnetError: R003.
+    """
+    if not 0 <= seed < 2**32:
+        raise GoodnetError("R003", f"{seed} is no seed", "give a whole number from 0 to 4294967295")
 
 
 def _wanted(classifier: Classifier, method: str, labels: Sequence[int] | None) -> list[int]:
@@ -178,10 +192,11 @@ def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
         ranked = CHANNELS["universal_margin"](case, wanted, RANKING)
         ranking = {label: values[0] for label, values in ranked.values.items()}
         order = sorted(ranking, key=lambda label: -ranking[label])
-        leaders, rest = order[:LEADERS], order[LEADERS:]
-        picked = np.random.default_rng(case.seed).permutation(len(rest))[:CONTROLS]
-        reference = sorted(rest[int(i)] for i in picked)
-        chosen = leaders + reference
+        # Controls come from all labels: the others alone are more alike than labels are.
+        picked = np.random.default_rng(case.seed).permutation(len(order))[:CONTROLS]
+        reference = sorted(order[int(i)] for i in picked)
+        failed = [label for label in wanted if label not in ranking]
+        chosen = list(dict.fromkeys(order[:LEADERS] + reference + failed[:LEADERS]))
     effort = FINE if len(chosen) <= FINE_LABELS else COARSE
     margins = CHANNELS["universal_margin"](
         case, chosen, replace(effort, purpose="measuring margins")
@@ -207,11 +222,13 @@ def _report(
     default = method == "default"
     classes = classifier.num_classes
     targets = verdict.flagged(scores, classes) if default else verdict.neural_cleanse(scores)
+    if default and classes < verdict.FEW_CLASSES:
+        targets = []
     suspects = verdict.flagged(scores, classes, verdict.SUSPICION) if default else []
     usable = len(split.fit) + len(split.held)
     doubts = verdict.doubts(
         images=usable if usable < verdict.FEW_IMAGES else len(images),
-        measured=len(sizes),
+        measured=len(sizes.keys() & measured.margins.values.keys() if default else sizes),
         wanted=len(measured.labels),
         num_classes=classes,
     )
@@ -256,6 +273,8 @@ def _answer(
     )
     values = scores.score if default else scores.anomaly_index
     by_label = dict(zip(scores.labels, values.tolist(), strict=True))
+    if classes < verdict.FEW_CLASSES and default:
+        return "inconclusive", doubts
     if targets:
         return "backdoored", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in targets]
     if suspects:
@@ -317,8 +336,13 @@ def attack_success(
     others = images[labels != trigger.target]
     if not len(others):
         return None
-    hits = classifier.logits(trigger.apply(others)).argmax(1) == trigger.target
-    return proportion(int(hits.sum()), len(others))
+    return proportion(count_hits(classifier, trigger.apply(others), trigger.target), len(others))
+
+
+def count_hits(classifier: Classifier, images: Tensor, target: int) -> int:
+    """How many of ``images`` become ``target``; a NaN is no answer, although argmax names one."""
+    logits = classifier.logits(images)
+    return int(((logits.argmax(1) == target) & logits.isfinite().all(1)).sum())
 
 
 def _finite(value: float) -> float | None:
@@ -372,6 +396,8 @@ def save_report(report: ScanReport, path: Path) -> None:
     from goodnet.trigger import pack
 
     named = {f"mask-{label}": trigger for label, trigger in report.triggers.items()}
+    # The triggers of an earlier report must not pass for those of this one.
+    triggers_path(path).unlink(missing_ok=True)
     if named:
         with atomic(triggers_path(path)) as temporary:
             temporary.write_bytes(to_bytes(pack(named)))
