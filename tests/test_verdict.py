@@ -54,7 +54,7 @@ def test_equal_masks_do_not_divide_by_zero():
 
 
 def test_few_images_are_never_called_clean():
-    assert verdict.doubts(images=15, measured=10, wanted=10, num_classes=10)
-    assert verdict.doubts(images=200, measured=2, wanted=10, num_classes=10)
-    assert verdict.doubts(images=200, measured=2, wanted=2, num_classes=2)
-    assert not verdict.doubts(images=200, measured=10, wanted=10, num_classes=10)
+    assert verdict.doubts(images=15, measured=10, wanted=10, compared=10)
+    assert verdict.doubts(images=200, measured=2, wanted=10, compared=10)
+    assert verdict.doubts(images=200, measured=2, wanted=2, compared=2)
+    assert not verdict.doubts(images=200, measured=10, wanted=10, compared=10)

@@ -106,18 +106,23 @@ def _index(sizes: Floats, usual: NDArray[np.bool_]) -> Floats:
     return out
 
 
-def threshold(num_classes: int, slack: float = SLACK) -> float:
+def threshold(num_classes: int, slack: float = SLACK, *, compared: int | None = None) -> float:
     """The score from which a label is a target: the largest of K normal scores lies near
-    ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms.
+    ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms. ``compared`` is the
+    number of labels that were measured, where not all were.
     """
     # The median and MAD of a handful of labels are themselves chance.
-    few = 0.5 * max(0, 10 - num_classes)
+    few = 0.5 * max(0, 10 - (num_classes if compared is None else compared))
     return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack + few
 
 
 def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]:
     """Labels above :func:`threshold` and not far below the leader, the strongest first."""
-    bar = max(threshold(num_classes, slack), COMPANION * float(scores.score.max(initial=0.0)))
+    compared = len(scores.labels)
+    bar = max(
+        threshold(num_classes, slack, compared=compared),
+        COMPANION * float(scores.score.max(initial=0.0)),
+    )
     order = np.argsort(-scores.score, kind="stable")
     return [scores.labels[i] for i in order if scores.score[i] >= bar]
 
@@ -128,20 +133,20 @@ def neural_cleanse(scores: Scores) -> list[int]:
     return [scores.labels[i] for i in order if scores.anomaly_index[i] > NEURAL_CLEANSE_THRESHOLD]
 
 
-def doubts(*, images: int, measured: int, wanted: int, num_classes: int) -> list[str]:
+def doubts(*, images: int, measured: int, wanted: int, compared: int) -> list[str]:
     """Why "no evidence" would not be an honest answer; empty if it would.
 
     Args:
         images: clean images that the scan could use.
         measured: labels whose every channel came to a result.
         wanted: labels that should have one.
-        num_classes: K; with 2 there is nothing to be an outlier of.
+        compared: labels that were measured; with 2 there is nothing to be an outlier of.
     """
     found = []
     if images < FEW_IMAGES:
         found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
     if measured < 2 * wanted / 3 or not wanted:
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
-    if num_classes < FEW_CLASSES:
-        found.append(f"with {num_classes} classes no label can be an outlier among the others")
+    if compared < FEW_CLASSES:
+        found.append(f"with {compared} labels none can be an outlier among the others")
     return found

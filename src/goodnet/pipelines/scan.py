@@ -222,7 +222,8 @@ def _report(
     default = method == "default"
     classes = classifier.num_classes
     targets = verdict.flagged(scores, classes) if default else verdict.neural_cleanse(scores)
-    if default and classes < verdict.FEW_CLASSES:
+    few = default and len(measured.labels) < verdict.FEW_CLASSES
+    if few:
         targets = []
     suspects = verdict.flagged(scores, classes, verdict.SUSPICION) if default else []
     usable = len(split.fit) + len(split.held)
@@ -230,7 +231,7 @@ def _report(
         images=usable if usable < verdict.FEW_IMAGES else len(images),
         measured=len(sizes.keys() & measured.margins.values.keys() if default else sizes),
         wanted=len(measured.labels),
-        num_classes=classes,
+        compared=len(measured.labels),
     )
     answer, reasons = _answer(targets, suspects, doubts, scores, classes, default)
     report = ScanReport(
@@ -265,7 +266,11 @@ def _answer(
     classes: int,
     default: bool,
 ) -> tuple[Verdict, list[str]]:
-    bar = verdict.threshold(classes) if default else verdict.NEURAL_CLEANSE_THRESHOLD
+    bar = (
+        verdict.threshold(classes, compared=len(scores.labels))
+        if default
+        else verdict.NEURAL_CLEANSE_THRESHOLD
+    )
     rule = (
         f"score at least {bar:.2f} for {classes} classes (uncalibrated index)"
         if default
@@ -273,7 +278,7 @@ def _answer(
     )
     values = scores.score if default else scores.anomaly_index
     by_label = dict(zip(scores.labels, values.tolist(), strict=True))
-    if classes < verdict.FEW_CLASSES and default:
+    if default and len(scores.labels) < verdict.FEW_CLASSES:
         return "inconclusive", doubts
     if targets:
         return "backdoored", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in targets]

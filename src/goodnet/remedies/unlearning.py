@@ -27,6 +27,7 @@ class UnlearningSettings:
         stamped_share: the share of the samples that carry the reversed trigger.
         learning_rate: Adam's.
         batch: images in a step.
+        every_trigger: stamp triggers of all families instead of the mask alone.
     """
 
     epochs: int = 1
@@ -34,11 +35,14 @@ class UnlearningSettings:
     stamped_share: float = 0.2
     learning_rate: float = 1e-3
     batch: int = 32
+    every_trigger: bool = False
 
 
 PAPER = UnlearningSettings()
-THOROUGH = UnlearningSettings(epochs=10, data_share=1.0, learning_rate=3e-4)
-"""All images and more, smaller steps: for a validation set of a few hundred images."""
+THOROUGH = UnlearningSettings(
+    epochs=40, data_share=1.0, stamped_share=0.5, learning_rate=1e-3, every_trigger=True
+)
+"""All images, all triggers, many steps: for a validation set of a few hundred images."""
 
 
 def unlearning(patient: Patient, settings: UnlearningSettings = PAPER) -> Classifier:
@@ -59,7 +63,7 @@ def unlearning(patient: Patient, settings: UnlearningSettings = PAPER) -> Classi
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate)
     for _ in range(settings.epochs):
-        samples = _stamp_some(patient, images, labels, settings.stamped_share, generator)
+        samples = _stamp_some(patient, images, labels, settings, generator)
         for batch in torch.split(torch.randperm(count, generator=generator), settings.batch):
             optimiser.zero_grad()
             loss = functional.cross_entropy(cured(samples[batch]), labels[batch])
@@ -72,14 +76,21 @@ def unlearning(patient: Patient, settings: UnlearningSettings = PAPER) -> Classi
 
 
 def _stamp_some(
-    patient: Patient, images: Tensor, labels: Tensor, share: float, generator: torch.Generator
+    patient: Patient,
+    images: Tensor,
+    labels: Tensor,
+    settings: UnlearningSettings,
+    generator: torch.Generator,
 ) -> Tensor:
     """``images`` with the reversed triggers on a random share of them, targets taking turns."""
     samples = images.clone()
-    picked = torch.randperm(len(images), generator=generator)[: round(share * len(images))]
-    targets = sorted(patient.masks)
+    picked = torch.randperm(len(images), generator=generator)
+    picked = picked[: round(settings.stamped_share * len(images))]
+    triggers = [patient.masks[target] for target in sorted(patient.masks)]
+    if settings.every_trigger:
+        triggers = [t for target in sorted(patient.triggers) for t in patient.triggers[target]]
     for turn, index in enumerate(picked.tolist()):
-        trigger = patient.masks[targets[turn % len(targets)]]
+        trigger = triggers[turn % len(triggers)]
         if int(labels[index]) != trigger.target:
             samples[index] = trigger.apply(samples[index][None])[0]
     return samples
