@@ -32,7 +32,7 @@ def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, remedy):
 
 
 def test_thorough_unlearning_disarms_the_sticker_at_a_price_that_is_told(badnet, found):
-    """With 86 images to learn from it costs accuracy: the default limits refuse it, as they should."""
+    """With 86 images to learn from it costs accuracy, and the default limits refuse it."""
     classifier, report = found
     limits = {"max_accuracy_loss": 0.2, "max_attack_success": 0.4}
     cured = repair(classifier, badnet.clean, report, remedy="unlearning-thorough", **limits)
