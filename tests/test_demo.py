@@ -31,4 +31,4 @@ def test_the_demo(tmp_path):
     assert scan["targets"] == [1]
     page = (tmp_path / "report.html").read_text()
     assert "Yield" in page
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
