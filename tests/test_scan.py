@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images
+from goodnet.inversion import PAPER
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import load_report, save_report, scan
 from goodnet.reports import ScanReport
@@ -107,3 +110,17 @@ def test_with_three_classes_nothing_can_stand_out(honest):
     pixels[torch.arange(60), labels] += 0.5
     images = Images(pixels, labels)
     assert scan(load(Three(), images), images).verdict == "inconclusive"
+
+
+def test_neural_cleanse_is_the_papers_method_and_rule_alone(badnet, monkeypatch):
+    """With a shorter schedule, which the paper's 1,000 epochs are not meant for a test suite."""
+    assert (PAPER.epochs, PAPER.batch, PAPER.cost_multiplier, PAPER.patience) == (1000, 32, 2.0, 5)
+    short = replace(PAPER, epochs=20, steps_per_epoch=8, warm_start=True, patience=1)
+    monkeypatch.setattr("goodnet.pipelines.scan.PAPER", short)
+    classifier = load(badnet.module, badnet.clean)
+    report = scan(classifier, badnet.clean, method="neural-cleanse", labels=[1, 2, 4, 5, 7, 8])
+    first = report.labels[0]
+    assert first.label == 1
+    assert first.anomaly_index is not None
+    assert (report.targets == [1]) == (first.anomaly_index > 2)
+    assert all(row.margin is None and row.score is None for row in report.labels)
