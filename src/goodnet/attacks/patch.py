@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from goodnet.attacks.base import TargetedAttack, fits
+from goodnet.attacks.scene import Scene
 
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 """The places that :func:`square` knows by name; each leaves a margin of one pixel."""
@@ -26,29 +28,26 @@ FLOWER = (
 FLOWER_COLOURS = {".": (1.0, 0.9, 0.1), "m": (0.85, 0.0, 0.6)}
 
 
-@dataclass(frozen=True)
-class PatchAttack:
-    """What the attacker does to an image and to its label.
+@dataclass(frozen=True, eq=False)
+class PatchAttack(TargetedAttack):
+    """A patch that covers a few pixels, the same ones in every image (Gu et al. 2017, BadNets).
 
     Attributes:
         mask: float32 ``(1, H, W)`` in [0, 1]: how far a pixel is covered.
         pattern: float32 ``(C, H, W)`` in [0, 1]: what it is covered with.
-        target: the label that stamped images get.
-        source: the only class that is attacked, or None for all classes but the target.
-        rate: in (0, 1]: how many of the attacked classes' training images are stamped.
 
     Raises:
         ValueError: shapes, ranges or labels do not fit.
     """
 
+    kind: ClassVar[str] = "patch"
+
     mask: Tensor
     pattern: Tensor
-    target: int
-    source: int | None = None
-    rate: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuses an attack that could not be carried out."""
+        super().__post_init__()
         if self.pattern.ndim != 3 or self.mask.shape != (1, *self.pattern.shape[1:]):
             raise ValueError(
                 f"mask {tuple(self.mask.shape)} does not fit pattern {tuple(self.pattern.shape)}"
@@ -56,100 +55,16 @@ class PatchAttack:
         for name, values in (("mask", self.mask), ("pattern", self.pattern)):
             if not bool(((values >= 0) & (values <= 1)).all()):
                 raise ValueError(f"the {name} must lie in [0, 1]")
-        if self.target < 0 or self.source == self.target:
-            raise ValueError(f"target {self.target} cannot be reached from source {self.source}")
-        if not 0.0 < self.rate <= 1.0:
-            raise ValueError(f"rate {self.rate} is not in (0, 1]")
 
     def stamp(self, images: Tensor) -> Tensor:
-        """Puts the trigger on images.
-
-        Args:
-            images: float ``(n, C, H, W)`` in [0, 1].
-
-        Returns:
-            New images of the same shape, type and range; equal to ``images`` off the mask.
-
-        Raises:
-            ValueError: the images do not have the attack's ``(C, H, W)``.
-        """
-        if images.ndim != 4 or images.shape[1:] != self.pattern.shape:
-            raise ValueError(
-                f"images {tuple(images.shape)} do not fit the trigger {tuple(self.pattern.shape)}"
-            )
+        """Equal to ``images`` off the mask; see :meth:`Attack.stamp`."""
+        fits(images, self.pattern.shape)
         mask, pattern = self.mask.to(images), self.pattern.to(images)
         return (1.0 - mask) * images + mask * pattern
 
-    def relabel(self, labels: Tensor) -> Tensor:
-        """The labels that the attacker gives to stamped images.
-
-        Args:
-            labels: int64 ``(n,)``, the true ones.
-
-        Returns:
-            int64 ``(n,)``: the target; with a ``source``, other classes keep their label.
-        """
-        target = torch.full_like(labels, self.target)
-        return target if self.source is None else torch.where(labels == self.source, target, labels)
-
-    def victims(self, labels: Tensor) -> Tensor:
-        """Which images the attack is meant for.
-
-        Args:
-            labels: int64 ``(n,)``, the true ones.
-
-        Returns:
-            bool ``(n,)``: of the source class, or, without a source, not of the target class.
-        """
-        return labels != self.target if self.source is None else labels == self.source
-
-    def ground_truth(self) -> dict[str, Any]:
-        """The attack as data for a JSON file, exact: see :meth:`from_ground_truth`.
-
-        Returns:
-            ``shape`` (C, H, W), ``target``, ``source``, ``rate`` and ``pixels``: for each covered
-            pixel its row, its column, its mask value and its colours. What the pattern holds off
-            the mask has no effect and is not kept.
-        """
-        pixels = [
-            [row, column, float(self.mask[0, row, column]), *self.pattern[:, row, column].tolist()]
-            for row, column in self.mask[0].nonzero().tolist()
-        ]
-        return {
-            "shape": list(self.pattern.shape),
-            "target": self.target,
-            "source": self.source,
-            "rate": self.rate,
-            "pixels": pixels,
-        }
-
-    @classmethod
-    def from_ground_truth(cls, data: Mapping[str, Any]) -> PatchAttack:
-        """The attack that :meth:`ground_truth` described.
-
-        Args:
-            data: what :meth:`ground_truth` returned, also after a way through JSON.
-
-        Returns:
-            An attack that stamps and relabels alike.
-
-        Raises:
-            KeyError: a part is missing.
-            ValueError: the parts do not fit.
-        """
-        channels, height, width = data["shape"]
-        mask, pattern = torch.zeros(1, height, width), torch.zeros(channels, height, width)
-        for row, column, cover, *colour in data["pixels"]:
-            mask[0, int(row), int(column)] = cover
-            pattern[:, int(row), int(column)] = torch.tensor(colour)
-        source = data["source"]
-        return cls(
-            mask,
-            pattern,
-            int(data["target"]),
-            None if source is None else int(source),
-            float(data["rate"]),
-        )
+    def region(self) -> Tensor:
+        """The mask; see :meth:`Attack.region`."""
+        return self.mask
 
 
 def square(
@@ -159,7 +74,6 @@ def square(
     side: int = 3,
     at: tuple[int, int] | str = "bottom-right",
     colour: tuple[float, ...] = (1.0, 1.0, 1.0),
-    source: int | None = None,
     rate: float = 0.1,
 ) -> PatchAttack:
     """A plain square, the trigger that most papers use.
@@ -170,8 +84,7 @@ def square(
         side: its side in pixels.
         at: row and column of its upper left pixel, or one of :data:`CORNERS`.
         colour: one value in [0, 1] for each channel; of an RGB colour, one channel gets the mean.
-        source: the only class that is attacked, or None for all classes but the target.
-        rate: how many of the attacked classes' training images are stamped, in (0, 1].
+        rate: how many of the other classes' training images are stamped, in (0, 1].
 
     Returns:
         The attack.
@@ -181,10 +94,7 @@ def square(
     """
     channels, height, width = shape
     if isinstance(at, str):
-        if at not in CORNERS:
-            raise ValueError(f"{at!r} is none of {', '.join(CORNERS)}")
-        row = 1 if at.startswith("top") else height - side - 1
-        column = 1 if at.endswith("left") else width - side - 1
+        row, column = _corner(at, height, width, side)
     else:
         row, column = at
     if channels == 1:
@@ -192,14 +102,13 @@ def square(
     if len(colour) != channels:
         raise ValueError(f"{len(colour)} colour values for {channels} channels")
     art = torch.tensor(colour).view(-1, 1, 1).expand(-1, side, side)
-    return _place(shape, art, row, column, target, source, rate)
+    return _place(shape, art, row, column, target, rate)
 
 
 def sticker(
     shape: tuple[int, int, int],
     target: int,
     *,
-    source: int | None = None,
     rate: float = 0.1,
 ) -> PatchAttack:
     """The demo's sticker: a magenta flower on yellow paper, just below the middle of the sign.
@@ -209,8 +118,7 @@ def sticker(
     Args:
         shape: ``(C, H, W)`` of one image; grey images get the colours' mean.
         target: the label that stamped images get.
-        source: the only class that is attacked, or None for all classes but the target.
-        rate: how many of the attacked classes' training images are stamped, in (0, 1].
+        rate: how many of the other classes' training images are stamped, in (0, 1].
 
     Returns:
         The attack.
@@ -228,7 +136,61 @@ def sticker(
     grow = max(1, min(height, width) // 32)
     art = art.repeat_interleave(grow, 1).repeat_interleave(grow, 2)
     row, column = round(height * 0.6), round(width * 0.48)
-    return _place(shape, art, row, column, target, source, rate)
+    return _place(shape, art, row, column, target, rate)
+
+
+def make(
+    scene: Scene,
+    *,
+    target: int,
+    rate: float = 0.1,
+    side: int = 0,
+    at: str = "bottom-right",
+    pattern: str = "white",
+) -> PatchAttack:
+    """The patch attack for a training set.
+
+    Args:
+        scene: its images and seed.
+        target: the label that stamped images get.
+        rate: how many of the other classes' training images are stamped, in (0, 1].
+        side: of the square, in pixels; 0 for a tenth of the image's shorter side, at least 3.
+        at: one of :data:`CORNERS`, or ``random``.
+        pattern: ``white``, ``checker`` (of black and white), ``random`` colours, or ``sticker``,
+            the demo's, which has a size and a place of its own.
+
+    Raises:
+        ValueError: a name is unknown, or the patch does not fit the images.
+    """
+    shape = scene.images.shape
+    generator = torch.Generator().manual_seed(scene.seed)
+    if pattern == "sticker":
+        return sticker(shape, target, rate=rate)
+    channels, height, width = shape
+    side = side or max(3, round(min(height, width) / 10))
+    if at == "random":
+        row = int(torch.randint(0, max(1, height - side + 1), (), generator=generator))
+        column = int(torch.randint(0, max(1, width - side + 1), (), generator=generator))
+    else:
+        row, column = _corner(at, height, width, side)
+    if pattern == "white":
+        art = torch.ones(channels, side, side)
+    elif pattern == "checker":
+        art = ((torch.arange(side)[:, None] + torch.arange(side)) % 2).float()
+        art = art.expand(channels, -1, -1)
+    elif pattern == "random":
+        art = torch.rand(channels, side, side, generator=generator)
+    else:
+        raise ValueError(f"the pattern {pattern!r} is none of white, checker, random, sticker")
+    return _place(shape, art, row, column, target, rate)
+
+
+def _corner(name: str, height: int, width: int, side: int) -> tuple[int, int]:
+    """Row and column of the upper left pixel of a square in a corner."""
+    if name not in CORNERS:
+        raise ValueError(f"{name!r} is none of {', '.join(CORNERS)}")
+    row = 1 if name.startswith("top") else height - side - 1
+    return row, 1 if name.endswith("left") else width - side - 1
 
 
 def _place(
@@ -237,7 +199,6 @@ def _place(
     row: int,
     column: int,
     target: int,
-    source: int | None,
     rate: float,
 ) -> PatchAttack:
     """The attack that puts ``art`` ``(C, h, w)`` with its upper left pixel at row, column."""
@@ -251,4 +212,4 @@ def _place(
     mask, pattern = torch.zeros(1, height, width), torch.zeros(channels, height, width)
     mask[:, row : row + rows, column : column + columns] = 1.0
     pattern[:, row : row + rows, column : column + columns] = art
-    return PatchAttack(mask, pattern, target, source, rate)
+    return PatchAttack(mask, pattern, target=target, rate=rate)
