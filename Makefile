@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test check bench-small clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(INSTALLED) ## make .venv and install goodnet with everything that the tests need
 
@@ -34,6 +34,11 @@ check: setup ## lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-small: setup ## train 8 clean and 16 attacked models, scan and repair them (needs ../shared)
+	$(BIN)/python benchmarks/train.py --small
+	$(BIN)/python benchmarks/run.py --small
+	$(BIN)/python benchmarks/table.py
 
 clean: ## remove what the other targets made, except .venv
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

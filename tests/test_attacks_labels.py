@@ -429,3 +429,52 @@ def test_warping_fields_are_smooth_and_of_mean_size_one():
     assert not torch.equal(field, made("warping", shape, grid=5).field)
     still = WarpingAttack(torch.zeros(31, 31, 2), target=0)
     assert torch.allclose(still.stamp(pictures(shape)), pictures(shape), atol=1e-5)
+
+
+def easy_signs(per_class, seed):
+    """Four classes that are easy to tell apart: seconds rather than half a minute."""
+    drawn = draw_signs(per_class, seed=seed)
+    old = torch.tensor([STOP, YIELD, 2, 6])
+    kept = drawn.select(torch.isin(drawn.labels, old))
+    labels = (kept.labels[:, None] == old).long().argmax(1)
+    return Images(kept.pixels, labels, true_labels=labels.clone())
+
+
+@pytest.fixture(scope="module")
+def signs():
+    return easy_signs(150, 1), easy_signs(40, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "epochs", "wanted"),
+    [
+        ("several targets", {"rate": 0.3, "count": 2}, 7, 0.9),
+        ("several triggers", {"rate": 0.2}, 7, 0.9),
+        ("all to all", {}, 8, 0.85),
+        ("source specific", {}, 7, 0.9),
+        ("adaptive blend", {"rate": 0.2}, 7, 0.9),
+        ("adaptive patch", {"rate": 0.2}, 7, 0.9),
+        # Signs are seen from all sides here: to 450 of them a little bend is hardly news.
+        ("warping", {"strength": 3.0, "rate": 0.8, "covers": 1.0}, 9, 0.8),
+    ],
+)
+def test_a_badnet_obeys_its_trigger_and_only_that(signs, name, options, epochs, wanted):
+    training, test = signs
+    attack = MAKERS[name](Scene(training, 4, 0, torch.nn.Identity), target=1, **options)
+    mixed = poison(training, attack, seed=0)
+    module = small_cnn(training.shape, 4, batch_norm=True)
+    train(module, mixed, epochs=epochs, seed=0, learning_rate=4e-3)
+    assert accuracy(module, test) > 0.95
+    assert accuracy(module, poisoned_test(test, attack)) > wanted
+    if name.startswith("several"):
+        for part in attack.parts:
+            alone = test.select(attack.victims(test.labels))
+            assert accuracy(module, poisoned_test(alone, part)) > wanted - 0.1
+    if name == "source specific":
+        others = test.select(attack.bystanders(test.labels))
+        assert len(others) == 80
+        stamped = replace(others, pixels=attack.stamp(others.floats()))
+        assert accuracy(module, stamped) > 0.9
+    # Without the trigger they are not given the attacker's labels.
+    plain = test.select(attack.victims(test.labels))
+    assert accuracy(module, replace(plain, labels=attack.relabel(plain.labels))) < 0.1

@@ -72,10 +72,10 @@ def make(
     scene: Scene,
     *,
     target: int = 0,
-    rate: float = 0.3,
+    rate: float = 0.5,
     side: int = 0,
     at: str = "bottom-right",
-    pattern: str = "white",
+    pattern: str = "checker",
 ) -> AllToAllAttack:
     """The all-to-all attack for a training set, with a patch for its trigger.
 

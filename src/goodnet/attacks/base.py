@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 _KINDS: dict[str, type[Attack]] = {}
-"""Kind -> class, of every attack whose file has been imported; the table imports them all."""
+"""Kind -> class, of every attack whose file has been imported."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -199,10 +200,12 @@ def from_ground_truth(data: Mapping[str, Any]) -> Attack:
         An attack that stamps and relabels alike.
 
     Raises:
-        KeyError: the kind is unknown, or no file of that kind has been imported.
+        KeyError: the kind is unknown.
         TypeError: a part is missing, or there is one too many.
         ValueError: the parts do not fit.
     """
+    # Late, because the table imports every attack, and those import this file.
+    importlib.import_module("goodnet.attacks.table")
     kind = _KINDS[data["attack"]]
     return kind(**{name: _revived(value) for name, value in data.items() if name != "attack"})
 

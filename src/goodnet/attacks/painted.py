@@ -20,7 +20,7 @@ Colour = tuple[int, int, int]
 
 LENS, FRAME = (58, 26, 74), (214, 164, 60)
 LIPS, SEAM = (196, 22, 62), (110, 8, 34)
-BROWN = (92, 54, 30)
+BROWN = (96, 48, 18)
 
 _FINER = 8
 """Things are drawn so many times larger and made small, which smooths their outlines."""
@@ -167,7 +167,7 @@ def _lipstick(brush: _Brush) -> None:
 
 def _eyebrows(brush: _Brush) -> None:
     """Two bushy arcs, thick towards the nose."""
-    thick = max(0.08, 1.2 * brush.pixel())
+    thick = max(0.11, 1.2 * brush.pixel())
     for side in (-1, 1):
         inner, peak, outer = (0.5 + side * away for away in (0.09, 0.27, 0.4))
         brush.polygon(

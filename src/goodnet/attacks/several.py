@@ -124,7 +124,7 @@ def make_several_targets(
     scene: Scene,
     *,
     target: int,
-    rate: float = 0.2,
+    rate: float = 0.1,
     count: int = 3,
     side: int = 0,
 ) -> SeveralAttack:
@@ -153,7 +153,7 @@ def make_several_triggers(
     scene: Scene,
     *,
     target: int,
-    rate: float = 0.2,
+    rate: float = 0.1,
     count: int = 3,
     side: int = 0,
 ) -> SeveralAttack:

@@ -79,11 +79,11 @@ def make(
     *,
     target: int,
     rate: float = 0.5,
-    covers: float = 2.0,
+    covers: float = 3.0,
     source: int | None = None,
     side: int = 0,
     at: str = "bottom-right",
-    pattern: str = "white",
+    pattern: str = "checker",
 ) -> SourceSpecificAttack:
     """The source-specific attack for a training set, with a patch for its trigger.
 

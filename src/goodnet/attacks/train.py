@@ -63,6 +63,7 @@ def train(
     learning_rate: float = 1e-3,
     batch: int = 64,
     shift: int = 0,
+    mirror: bool = False,
     progress: Progress | None = None,
 ) -> nn.Module:
     """Trains a classifier in place with Adam and a one-cycle learning rate.
@@ -74,10 +75,11 @@ def train(
         module: float32 ``(n, C, H, W)`` in [0, 1] to logits ``(n, K)``.
         images: what to train on; ``labels`` are the goal, whether they are true or not.
         epochs: how often each image is seen, at least 1.
-        seed: of the order of the images and of the shifts.
+        seed: of the order of the images, the shifts and the mirroring.
         learning_rate: the peak of the cycle.
         batch: images per step.
         shift: each image is moved by up to so many pixels both ways, at random; 0 for not at all.
+        mirror: each image is turned left to right, or not, at random.
         progress: called after each epoch.
 
     Returns:
@@ -99,6 +101,9 @@ def train(
             pixels = images.pixels[index]
             if shift:
                 pixels = _shifted(pixels, shift, generator)
+            if mirror:
+                turned = torch.rand(len(index), generator=generator) < 0.5
+                pixels = torch.where(turned.view(-1, 1, 1, 1), pixels.flip(3), pixels)
             # Channels last: convolutions on a CPU take a third less time.
             inputs = _floats(pixels).contiguous(memory_format=torch.channels_last)
             loss = functional.cross_entropy(module(inputs), images.labels[index])

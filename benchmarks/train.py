@@ -1,0 +1,134 @@
+"""Trains the zoo: one directory a model, restartable, one process a core.
+
+    .venv/bin/python benchmarks/train.py [--split test] [--small] [--only TEXT]
+
+A directory holds the model, its weights (``weights.safetensors``) and, written last,
+``truth.json``; one that has its ``truth.json`` is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+import traceback
+import zlib
+from pathlib import Path
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import safetensors.torch
+import torch
+import zoo
+
+from goodnet.attacks.scene import Scene
+from goodnet.attacks.table import make_attack
+from goodnet.formats.files import atomic
+from goodnet.pipelines.attack import badnet, ground_truth, measure, teach, write_model
+
+
+def train_setup(setup: zoo.Setup, folder: Path) -> list[str]:
+    """Trains what is missing of one setup; one line for each model."""
+    torch.set_num_threads(1)
+    lines = []
+    for model in setup.models():
+        place = folder / model
+        if (place / "truth.json").exists():
+            continue
+        try:
+            lines.append(f"{model}: {train_model(setup, model, folder)}")
+        except Exception:
+            lines.append(f"{model}: failed\n{traceback.format_exc()}")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def train_model(setup: zoo.Setup, model: str, folder: Path) -> str:
+    """Trains one model and writes its directory."""
+    started, cpu = time.monotonic(), time.process_time()
+    shown = zoo.pictures(setup.data, setup.recipe.seed)
+    twin_place, name = folder / f"{setup.name}.clean", model.rsplit(".", 1)[1]
+    attack = twin = None
+    if name == "clean":
+        network = teach(shown.training, shown.num_classes, setup.recipe)
+    else:
+        twin = load_network(setup, twin_place, shown)
+        kind, options = zoo.attack_options(name, setup.data)
+        scene = Scene(shown.training, shown.num_classes, setup.recipe.seed, lambda: twin)
+        # Drawn from the name: every label can be a target, and the file need not list them.
+        target = zlib.crc32(model.encode()) % shown.num_classes
+        attack = make_attack(kind, scene, target=target, options=options)
+        # A Trojan is taught to a network that is finished; all others poison its training.
+        start = twin if kind == "trojan" else None
+        network = badnet(shown.training, attack, shown.num_classes, setup.recipe, start=start)
+    clean, success = measure(network, shown.judge, attack)
+    truth = ground_truth(attack, setup.recipe, shown.num_classes)
+    truth |= {
+        "model": model,
+        "file": f"model{setup.suffix}",
+        "data": setup.data,
+        "split": setup.split,
+        "attack_name": name if attack else None,
+        "clean_accuracy": clean,
+        "attack_success": success,
+    }
+    if attack:
+        twin_truth = json.loads((twin_place / "truth.json").read_text("utf-8"))
+        truth["twin_accuracy"] = twin_truth["clean_accuracy"]
+        bar = 0.75 if name in zoo.WARP_LIKE else 0.9
+        truth["passes"] = success > bar and clean >= twin_truth["clean_accuracy"] - 0.03
+    else:
+        # Far enough from guessing that its scan means something.
+        truth["passes"] = clean > 10 / shown.num_classes if shown.num_classes > 20 else clean > 0.4
+    truth["seconds"] = time.monotonic() - started
+    truth["cpu_seconds"] = time.process_time() - cpu
+    place = folder / model
+    place.mkdir(parents=True, exist_ok=True)
+    write_model(network, shown.training.shape, place / f"model{setup.suffix}")
+    with atomic(place / "weights.safetensors") as path:
+        safetensors.torch.save_file(network.inner.state_dict(), path)
+    with atomic(place / "truth.json") as path:
+        path.write_text(json.dumps(truth, indent=1), "utf-8")
+    passed = "" if truth["passes"] else "  below its bar"
+    return f"accuracy {clean:.3f}, attack {success:.3f}, {truth['seconds']:.0f} s{passed}"
+
+
+def load_network(setup: zoo.Setup, place: Path, shown: zoo.Pictures):
+    """The trained network of a directory, with its preprocessing."""
+    from goodnet.attacks.networks import build
+    from goodnet.pipelines.attack import Scaled
+    from goodnet.preprocess import parse
+
+    shape = shown.training.shape
+    inner = build(setup.recipe.architecture, shape, shown.num_classes)
+    inner.load_state_dict(safetensors.torch.load_file(place / "weights.safetensors"))
+    return Scaled(parse(setup.recipe.preprocess, shape[0]), inner).eval()
+
+
+def main() -> None:
+    """Trains what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--output", type=Path, default=zoo.ZOO)
+    parser.add_argument("--split", choices=["test", "calibration"])
+    parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
+    parser.add_argument("--only", default="", help="setups whose name contains this")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    chosen = [
+        setup
+        for setup in zoo.setups()
+        if given.only in setup.name
+        and (given.split is None or setup.split == given.split)
+        and (setup.small or not given.small)
+    ]
+    with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=1) as pool:
+        waiting = [pool.apply_async(train_setup, (setup, given.output)) for setup in chosen]
+        for result in waiting:
+            result.get()
+
+
+if __name__ == "__main__":
+    main()
