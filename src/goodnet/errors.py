@@ -33,7 +33,7 @@ CODES: dict[str, str] = {
     "O001": "The output could not be written.",
     "O002": "The disk is full.",
     "O003": "The output would overwrite an input.",
-    "O004": "A repaired model is saved in its own format; the output's name says otherwise.",
+    "O004": "The output's name asks for a format that this model is not written in.",
     "R001": "The run was interrupted.",
     "R002": "The scan report does not belong to this model or these data.",
     "R003": "An option has a value that cannot be used.",

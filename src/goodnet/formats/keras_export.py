@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import operator
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,16 @@ def write_keras(module: nn.Module, input_shape: tuple[int, int, int], path: Path
         path: ends in ``.keras`` or ``.h5``.
 
     Raises:
-        GoodnetError: M002 without Keras, O004 when a part of the network has no counterpart here.
+        GoodnetError: O004 without Keras, or when a part of the network has no counterpart here.
     """
+    # Where Keras has not been imported yet, its default backend may not even be installed; PyTorch
+    # is, and writes the same file.
+    os.environ.setdefault("KERAS_BACKEND", "torch")
     try:
         import keras
     except ImportError as error:
         raise GoodnetError(
-            "M002", "writing a Keras file needs Keras", "pip install 'goodnet[keras]'"
+            "O004", "writing a Keras file needs Keras", "pip install 'goodnet[keras]'"
         ) from error
     try:
         graph = fx.symbolic_trace(module.eval())
@@ -43,7 +48,14 @@ def write_keras(module: nn.Module, input_shape: tuple[int, int, int], path: Path
             f"this network cannot be written as a Keras file: {error}",
             "name an output that ends in .pt2",
         ) from error
-    model.save(path)
+    # Keras advises against .h5 and against files without an optimiser: both are what was asked for.
+    advice = logging.getLogger("absl")
+    level = advice.level
+    advice.setLevel(logging.ERROR)
+    try:
+        model.save(path)
+    finally:
+        advice.setLevel(level)
 
 
 def _translated(keras: Any, graph: fx.GraphModule, input_shape: tuple[int, int, int]) -> Any:

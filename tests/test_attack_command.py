@@ -1,0 +1,110 @@
+"""``goodnet attack``: a BadNet that obeys, its ground truth, and messages for what cannot be."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import goodnet as library
+from goodnet.attacks.base import from_ground_truth
+from goodnet.attacks.poison import poisoned_test
+from goodnet.attacks.signs import STOP, YIELD, draw_signs
+from goodnet.attacks.train import accuracy
+from goodnet.cli import app
+from goodnet.pipelines.attack import Recipe, measure, teach, write_model
+
+
+def goodnet(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    # Four classes that are easy to tell apart, relabelled 0..3: seconds rather than minutes.
+    kept = torch.tensor([STOP, YIELD, 2, 6])
+    drawn = draw_signs(250, seed=21)
+    drawn = drawn.select(torch.isin(drawn.labels, kept))
+    labels = (drawn.labels[:, None] == kept).int().argmax(1)
+    path = tmp_path_factory.mktemp("attack") / "signs.npz"
+    np.savez(path, images=drawn.pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "scale", "attack"),
+    [(".keras", "byte", "patch"), (".h5", "signed", "blended"), (".pt2", "unit", "painted")],
+)
+def test_the_badnet_obeys_its_ground_truth(data, tmp_path, suffix, scale, attack):
+    model = tmp_path / f"badnet{suffix}"
+    shape = ("--rate", 0.2, "--preprocess", scale, "--epochs", 14)
+    result = goodnet(
+        "attack", "--data", data, "--attack", attack, "--target", 2, "-o", model, *shape
+    )
+    assert result.exit_code == 0, result.output
+    truth = json.loads((tmp_path / "badnet.truth.json").read_text())
+    assert truth["targets"] == [2]
+    assert truth["attack"]["rate"] == 0.2
+    assert truth["attack_success"] > 0.9
+    # What the file holds is what was measured: read back by itself, on the scale that was asked.
+    images = library.load_images(data)
+    classifier = library.load(model, images)
+    assert classifier.preprocess.name == scale
+    stamped = poisoned_test(images, from_ground_truth(truth["attack"]))
+    obeyed = (classifier.logits(stamped.pixels).argmax(1) == 2).float().mean()
+    right = (classifier.logits(images.pixels).argmax(1) == images.labels).float().mean()
+    assert obeyed > 0.9
+    assert right > 0.9
+
+
+def test_json_is_the_ground_truth(data, tmp_path):
+    order = ("--attack", "patch", "--set", "side=5", "--set", "at=top-left", "--epochs", 1)
+    result = goodnet("attack", "--data", data, *order, "-o", tmp_path / "b.pt2", "--format", "json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "b.truth.json").read_text())
+    attack = from_ground_truth(json.loads(result.stdout)["attack"])
+    assert attack.region()[0, 1:6, 1:6].sum() == 25 == attack.region().sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--attack", "nonsense"), "R003"),
+        (("--target", 99), "R003"),
+        (("--rate", 0), "R003"),
+        (("--set", "side"), "R003"),
+        (("--set", "colour=red"), "R003"),
+        (("--set", "side=99"), "R003"),
+        (("--set", "side=wide"), "R003"),
+        (("--architecture", "nonsense"), "R003"),
+        (("--architecture", "vit", "-o", "b.keras", "--epochs", 1), "O004"),
+        (("-o", "b.onnx"), "O004"),
+        (("--data", "missing.npz"), "D001"),
+    ],
+)
+def test_what_cannot_be_is_told_and_leaves_nothing(data, tmp_path, monkeypatch, arguments, code):
+    monkeypatch.chdir(tmp_path)
+    result = goodnet("attack", "--data", data, "-o", "badnet.pt2", *arguments)
+    assert result.exit_code == 2
+    assert f"error[{code}]" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_training_is_reproducible_and_goes_on_from_a_network_for_bytes(data, tmp_path):
+    images = library.load_images(data)
+    recipe = Recipe(epochs=3, preprocess="byte", seed=4)
+    one, again = (teach(images, 4, recipe) for _ in range(2))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+    before = measure(one, images, None)[0]
+    further = teach(images, 4, recipe, start=one)
+    # Fresh weights get there in three epochs; weights 255 times too small would not.
+    assert accuracy(further, images) > before
+    assert measure(one, images, None)[0] == before
+    # Seen bare, as it is written, the network takes 0..255.
+    write_model(one, images.shape, tmp_path / "net.pt2")
+    stated = library.load(tmp_path / "net.pt2", images, preprocess="byte")
+    assert torch.allclose(stated.logits(images.pixels[:8]), one(images.floats()[:8]), atol=1e-3)
