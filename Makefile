@@ -37,8 +37,9 @@ check: setup ## lint, formatting and types
 
 bench-small: setup ## train 8 clean and 16 attacked models, scan and repair them (needs ../shared)
 	$(BIN)/python benchmarks/train.py --small
-	$(BIN)/python benchmarks/run.py --small
-	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/run.py --small -o .zoo/small
+	$(BIN)/python benchmarks/table.py --results .zoo/small -o .zoo/small.md
+	@echo "the tables are in .zoo/small.md"
 
 clean: ## remove what the other targets made, except .venv
 	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

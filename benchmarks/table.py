@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Iterable
@@ -38,6 +40,8 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     for path in sorted(source.glob("*/truth.json")):
         truth = json.loads(path.read_text("utf-8"))
         known[truth["model"]] = {key: truth[key] for key in kept if key in truth}
+        weights = (path.parent / "weights.safetensors").read_bytes()
+        known[truth["model"]]["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(sorted(known.items())), indent=1)
     (folder / "zoo.json").write_text(text + "\n", "utf-8")
@@ -245,11 +249,16 @@ def below_their_bar(known: dict[str, Record]) -> str:
 
 
 def main() -> None:
-    """Writes RESULTS.md."""
-    if zoo.ZOO.exists():
-        summarise_zoo(zoo.ZOO, RESULTS)
-    known = truths(RESULTS)
-    found = records(RESULTS, known)
+    """Writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("-o", "--output", type=Path, default=zoo.HERE / "RESULTS.md")
+    given = parser.parse_args()
+    if given.zoo.exists():
+        summarise_zoo(given.zoo, given.results)
+    known = truths(given.results)
+    found = records(given.results, known)
     rows = found.get("default", [])
     clean = sum(t["attack_name"] is None for t in known.values())
     hours = sum(t["seconds"] for t in known.values()) / 2 / 60
@@ -280,7 +289,7 @@ def main() -> None:
         "## Attacks that did not take, left out\n",
         below_their_bar(known),
     ]
-    (zoo.HERE / "RESULTS.md").write_text("\n".join(parts), "utf-8")
+    given.output.write_text("\n".join(parts), "utf-8")
 
 
 if __name__ == "__main__":

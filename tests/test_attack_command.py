@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("suffix", "scale", "attack"),
-    [(".keras", "byte", "patch"), (".h5", "signed", "blended"), (".pt2", "unit", "painted")],
+    [(".keras", "byte", "patch"), (".h5", "signed", "tint"), (".pt2", "unit", "painted")],
 )
 def test_the_badnet_obeys_its_ground_truth(data, tmp_path, suffix, scale, attack):
     model = tmp_path / f"badnet{suffix}"

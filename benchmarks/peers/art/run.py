@@ -66,15 +66,14 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def recorded(x: np.ndarray, y: np.ndarray, target: np.ndarray) -> Any:
         """ART's own search, timed; ``outlier_detection`` keeps the masks of flagged labels only."""
-        began = time.perf_counter()
-        mask, pattern = generate(x, y, target)
-        seconds = time.perf_counter() - began
+        with bench.stopwatch() as times:
+            mask, pattern = generate(x, y, target)
         stamped = ((1 - mask) * x + mask * pattern).astype(np.float32)
         hits = np.asarray(model(stamped, training=False)).argmax(1) == target.argmax()
         rows[int(target.argmax())] = {
             "l1": float(np.abs(mask).sum()),
             "attack_success": float(hits.mean()),
-            "seconds": seconds,
+            **times,
         }
         return mask, pattern
 

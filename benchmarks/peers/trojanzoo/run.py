@@ -14,7 +14,6 @@ deviations and gives no verdict: "below the median and more than 2" is the paper
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -24,12 +23,13 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import bench
+import bench_torch
 
 
 def main() -> int:
     """Reads the command line and scans."""
     options = bench.parser(__doc__.splitlines()[0])
-    options.add_argument("--architecture", help="FILE.py:FUNCTION, for a state dict")
+    bench_torch.add_options(options)
     options.add_argument("--epochs", type=int, help="instead of TrojanZoo's 10")
     options.add_argument("--batch", type=int, default=100, help="TrojanZoo's own default is 100")
     return bench.execute("trojanzoo", options.parse_args(), scan)
@@ -39,7 +39,7 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs TrojanZoo's Neural Cleanse; see :func:`bench.execute`."""
     import torch
 
-    shims = _importable(torch)
+    shims = bench_torch.importable()
     import torchvision
     import trojanzoo
     from trojanvision.attacks import BadNet
@@ -56,7 +56,7 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
     images, labels = bench.clean_images(arguments)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     truth = torch.from_numpy(labels)
-    network = _network(load(arguments.model, arguments.architecture), arguments.scale, pixels)
+    network = bench_torch.network(arguments, pixels)
     num_classes = network.num_classes
 
     class CleanImages(ImageSet):
@@ -91,7 +91,9 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
             **changed,
         )
         wanted = bench.chosen_labels(arguments, num_classes)
-        found, spent = _watch(defense, wanted, num_classes)
+        found, timer = _watch(defense, wanted, num_classes)
+        # Once more, as making a network from code may draw numbers.
+        env.set_seed(arguments.seed)
         began = time.perf_counter()
         defense.detect()
         seconds = time.perf_counter() - began
@@ -105,11 +107,11 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
             "l1": float(norm),
             "anomaly_index": float(deviation),
             "attack_success": success / 100,
-            "seconds": second,
+            **second,
             "flagged": bool(norm <= median and deviation > bench.THRESHOLD),
         }
         for label, norm, deviation, success, second in zip(
-            wanted, norms, deviations, successes, spent, strict=True
+            wanted, norms, deviations, successes, timer, strict=True
         )
     }
     return {
@@ -139,70 +141,19 @@ def scan(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load(path: Path, architecture: str | None) -> Any:
-    """A network from TorchScript, ``.pt2`` or a state dict; nothing is ever unpickled."""
-    import torch
-
-    if architecture is not None:
-        file, _, function = architecture.rpartition(":")
-        spec = importlib.util.spec_from_file_location("architecture", file)
-        if spec is None or spec.loader is None:
-            raise ValueError(f"--architecture {architecture}: not FILE.py:FUNCTION")
-        code = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(code)
-        module = getattr(code, function)()
-        module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        return module
-    if path.suffix == ".pt2":
-        return torch.export.load(str(path)).module()
-    return torch.jit.load(str(path), map_location="cpu")
-
-
-def _network(module: Any, scale: str, pixels: Any) -> Any:
-    """What TrojanZoo gets: pixels in [0, 1] to logits, always in evaluation mode."""
-    import torch
-
-    # An exported program is in evaluation mode for good, and its eval() raises.
-    if not isinstance(module, torch.fx.GraphModule):
-        module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    factor, offset = bench.SCALES[scale]
-
-    class Network(torch.nn.Module):
-        """The network behind its scale; gives log-probabilities where it ends in a softmax."""
-
-        logits = True
-
-        def forward(self, x: Any, **_: Any) -> Any:
-            """Logits ``(n, K)``."""
-            # Not registered as a submodule: TrojanZoo calls train() and eval() on those.
-            y = module(x * factor + offset)
-            return y if self.logits else y.clamp_min(1e-12).log()
-
-        @torch.no_grad()
-        def predict(self, x: Any) -> Any:
-            """Logits, in batches of 100."""
-            return torch.cat([self(part) for part in x.split(100)])
-
-    network = Network()
-    outputs = network.predict(pixels)
-    network.num_classes = int(outputs.shape[1])
-    network.logits = bench.gives_logits(outputs.numpy())
-    return network
-
-
-def _watch(defense: Any, wanted: list[int], num_classes: int) -> tuple[list[Any], list[float]]:
+def _watch(
+    defense: Any, wanted: list[int], num_classes: int
+) -> tuple[list[Any], list[dict[str, float]]]:
     """Keeps what TrojanZoo finds and the seconds of each label; may leave labels out."""
     found: list[Any] = []
-    spent: list[float] = []
+    spent: list[dict[str, float]] = []
     everything, optimise = defense.get_mark_loss_list, defense.optimize_mark
 
     def timed(label: int, **options: Any) -> Any:
         """TrojanZoo's own search for one label."""
-        began = time.perf_counter()
-        result = optimise(label, **options)
-        spent.append(time.perf_counter() - began)
+        with bench.stopwatch() as times:
+            result = optimise(label, **options)
+        spent.append(times)
         return result
 
     def some(**options: Any) -> Any:
@@ -226,29 +177,6 @@ def _watch(defense: Any, wanted: list[int], num_classes: int) -> tuple[list[Any]
 
     defense.optimize_mark, defense.get_mark_loss_list = timed, kept
     return found, spent
-
-
-def _importable(torch: Any) -> list[str]:
-    """Declares two operators where torchvision's compiled half does not fit a CPU build of torch.
-
-    torchvision's wheel on PyPI is built for CUDA; without its library ``import torchvision`` stops
-    at "operator torchvision::nms does not exist". Neural Cleanse uses neither operator.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    else:
-        return []
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    # The operators live as long as the library object.
-    torch.goodnet_shim = library
-    return ["torchvision::nms", "torchvision::qnms"]
 
 
 if __name__ == "__main__":

@@ -182,8 +182,8 @@ def write_model(network: Scaled, input_shape: tuple[int, int, int], path: Path) 
         path: ends in one of :data:`MODEL_SUFFIXES`.
 
     Raises:
-        GoodnetError: O001 or O002 when it cannot be written, O004 for another suffix, and for a Keras
-            file without Keras or of a network that Keras has no layers for.
+        GoodnetError: O001 or O002 when it cannot be written, O004 for another suffix, and for a
+            Keras file without Keras or of a network that Keras has no layers for.
     """
     if path.suffix not in MODEL_SUFFIXES:
         raise GoodnetError(
