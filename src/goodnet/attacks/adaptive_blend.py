@@ -84,7 +84,7 @@ def make(
     scene: Scene,
     *,
     target: int,
-    rate: float = 0.1,
+    rate: float = 0.05,
     covers: float = 1.0,
     alpha: float = 0.2,
     pattern: str = "cartoon",
