@@ -18,6 +18,7 @@ from goodnet.attacks import (
     sinusoidal,
     source_specific,
     tint,
+    trojan,
     warping,
 )
 from goodnet.attacks.base import Attack
@@ -33,6 +34,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "all-to-all": all_to_all.make,
     "blended": blended.make,
     "sinusoidal": sinusoidal.make,
+    "trojan": trojan.make,
     "warping": warping.make,
     "quantisation": quantisation.make,
     "low-frequency": low_frequency.make,
