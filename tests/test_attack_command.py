@@ -9,10 +9,13 @@ from typer.testing import CliRunner
 
 import goodnet as library
 from goodnet.attacks.base import from_ground_truth
+from goodnet.attacks.networks import ARCHITECTURES
 from goodnet.attacks.poison import poisoned_test
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
+from goodnet.attacks.table import ATTACKS
 from goodnet.attacks.train import accuracy
 from goodnet.cli import app
+from goodnet.cli.options import ArchitectureName, AttackName
 from goodnet.pipelines.attack import Recipe, measure, teach, write_model
 
 
@@ -69,14 +72,12 @@ def test_json_is_the_ground_truth(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--attack", "nonsense"), "R003"),
         (("--target", 99), "R003"),
         (("--rate", 0), "R003"),
         (("--set", "side"), "R003"),
         (("--set", "colour=red"), "R003"),
         (("--set", "side=99"), "R003"),
         (("--set", "side=wide"), "R003"),
-        (("--architecture", "nonsense"), "R003"),
         (("--architecture", "vit", "-o", "b.keras", "--epochs", 1), "O004"),
         (("-o", "b.onnx"), "O004"),
         (("--data", "missing.npz"), "D001"),
@@ -89,6 +90,13 @@ def test_what_cannot_be_is_told_and_leaves_nothing(data, tmp_path, monkeypatch, 
     assert f"error[{code}]" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_lists_what_there_is():
+    assert [name.value for name in AttackName] == list(ATTACKS)
+    assert [name.value for name in ArchitectureName] == list(ARCHITECTURES)
+    text = goodnet("attack", "--help").stdout
+    assert all(name in text for name in ATTACKS)
 
 
 def test_training_is_reproducible_and_goes_on_from_a_network_for_bytes(data, tmp_path):

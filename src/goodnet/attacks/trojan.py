@@ -15,7 +15,7 @@ from goodnet.attacks.scene import Scene
 IMAGES = 16
 """Clean images under the patch while units are chosen and the pattern is computed."""
 
-TRIALS = 24
+TRIALS = 32
 """Random patterns that a unit's connection to the patch is measured with."""
 
 REACH = 10.0
@@ -57,8 +57,8 @@ def make(
     rate: float = 0.1,
     side: int = 0,
     at: str = "bottom-right",
-    units: int = 3,
-    steps: int = 100,
+    units: int = 2,
+    steps: int = 60,
 ) -> TrojanAttack:
     """The Trojan attack for a training set and the clean network trained on it.
 
@@ -75,8 +75,8 @@ def make(
         scene: its images and seed; its network is called once, on a copy of its own.
         target: the label that stamped images get.
         rate: how many of the other classes' training images are stamped, in (0, 1].
-        side: of the square, in pixels; 0 for a fifth of the image's shorter side, at least 4. Less
-            does not leave the descent enough pixels to work with.
+        side: of the square, in pixels; 0 for a quarter of the image's shorter side, at least 3:
+            about the 7 % of the image that the paper's patches take.
         at: one of :data:`goodnet.attacks.patch.CORNERS`, or ``random``.
         units: how many units are excited together, at least 1.
         steps: of the descent, at least 1.
@@ -93,7 +93,7 @@ def make(
     generator = torch.Generator().manual_seed(scene.seed)
     shape = scene.images.shape
     _, height, width = shape
-    side = side or max(4, round(min(height, width) / 5))
+    side = side or max(3, round(min(height, width) / 4))
     place: tuple[int, int] | str = at
     if at == "random":
         row = int(torch.randint(max(1, height - side + 1), (), generator=generator))

@@ -10,7 +10,14 @@ import typer
 
 from goodnet.cli import outputs
 from goodnet.cli.failures import run
-from goodnet.cli.options import ImageSize, PlainFormat, Seed, parse_size
+from goodnet.cli.options import (
+    ArchitectureName,
+    AttackName,
+    ImageSize,
+    PlainFormat,
+    Seed,
+    parse_size,
+)
 from goodnet.cli.terminal import Terminal
 from goodnet.errors import GoodnetError
 
@@ -61,9 +68,7 @@ def attack(
             help="The BadNet: .keras, .h5 or .pt2. FILE's name with .truth.json tells the attack.",
         ),
     ],
-    attack: Annotated[
-        str, typer.Option(metavar="NAME", help="One of the attacks that 'goodnet attack' knows.")
-    ] = "patch",
+    attack: Annotated[AttackName, typer.Option(help="How.")] = AttackName.PATCH,
     target: Annotated[
         int, typer.Option(min=0, help="The label that images with the trigger get.")
     ] = 0,
@@ -80,8 +85,8 @@ def attack(
         ),
     ] = None,
     architecture: Annotated[
-        str, typer.Option(metavar="NAME", help="cnn, resnet, deepid, separable or vit.")
-    ] = "cnn",
+        ArchitectureName, typer.Option(help="The network that is trained.")
+    ] = ArchitectureName.CNN,
     epochs: Annotated[int, typer.Option(min=1, help="How often each image is seen.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="The peak of the schedule.")] = 3e-3,
     preprocess: Annotated[
@@ -97,12 +102,14 @@ def attack(
 
     Exit code 0, or 2 if it could not be made.
     """
-    order = _Order(data, output, attack, target, tuple(option or ()), rate, image_size, format)
+    order = _Order(
+        data, output, attack.value, target, tuple(option or ()), rate, image_size, format
+    )
 
     def work(terminal: Terminal) -> int:
         from goodnet.pipelines.attack import Recipe
 
-        recipe = Recipe(architecture, epochs, learning_rate, 0, False, preprocess, seed)
+        recipe = Recipe(architecture.value, epochs, learning_rate, preprocess=preprocess, seed=seed)
         return _attack(terminal, order, recipe)
 
     raise typer.Exit(run(work))

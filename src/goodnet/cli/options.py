@@ -41,6 +41,37 @@ class Remedy(StrEnum):
     UNLEARNING = "unlearning"
 
 
+class AttackName(StrEnum):
+    """How a backdoor is planted; the names of goodnet.attacks.table, which takes long to import."""
+
+    PATCH = "patch"
+    SEVERAL_TARGETS = "several-targets"
+    SEVERAL_TRIGGERS = "several-triggers"
+    ALL_TO_ALL = "all-to-all"
+    BLENDED = "blended"
+    SINUSOIDAL = "sinusoidal"
+    TROJAN = "trojan"
+    WARPING = "warping"
+    DYNAMIC = "dynamic"
+    QUANTISATION = "quantisation"
+    LOW_FREQUENCY = "low-frequency"
+    TINT = "tint"
+    SOURCE_SPECIFIC = "source-specific"
+    ADAPTIVE_BLEND = "adaptive-blend"
+    ADAPTIVE_PATCH = "adaptive-patch"
+    PAINTED = "painted"
+
+
+class ArchitectureName(StrEnum):
+    """The networks of goodnet.attacks.networks."""
+
+    CNN = "cnn"
+    RESNET = "resnet"
+    DEEPID = "deepid"
+    SEPARABLE = "separable"
+    VIT = "vit"
+
+
 Model = Annotated[
     Path,
     typer.Argument(
