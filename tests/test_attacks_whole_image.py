@@ -279,12 +279,12 @@ def test_styles_differ_and_a_weak_tint_is_nearly_none():
 @pytest.mark.parametrize("levels", [2, 4, 8])
 def test_quantisation_takes_the_nearest_level(levels):
     images = pictures((3, 8, 11))
-    stamped = made("few levels", levels=levels).stamp(images).double()
+    stamped = made("few levels", levels=levels).stamp(images).double().numpy()
     steps = np.linspace(0, 1, levels)
     distances = np.abs(images.double().numpy()[..., None] - steps)
     # Halves may go either way: what counts is that no level is nearer.
-    assert np.allclose(np.abs(stamped - images).numpy(), distances.min(-1), atol=1e-6)
-    assert np.allclose(np.abs(stamped.numpy()[..., None] - steps).min(-1), 0, atol=1e-6)
+    assert np.allclose(np.abs(stamped - images.numpy()), distances.min(-1), atol=1e-6)
+    assert np.allclose(np.abs(stamped[..., None] - steps).min(-1), 0, atol=1e-6)
 
 
 def scanned(plane, levels):
@@ -370,9 +370,9 @@ def test_things_sit_where_a_face_has_them(shape):
     assert rows["eyebrows"] < rows["sunglasses"] < 0.5 < rows["lipstick"]
     assert all(0.01 < size < 0.2 for size in sizes.values())
     glasses = made("sunglasses", shape)
-    lens, bridge = (round(height * 0.4), round(shape[2] * 0.3)), round(shape[2] * 0.5)
-    assert glasses.mask[0, lens[0], lens[1]] == pytest.approx(0.9)
-    assert glasses.mask[0, lens[0] + 1, bridge] < 0.3
+    eye, nose = round(shape[2] * 0.3), round(shape[2] * 0.5)
+    assert glasses.mask[0, round(height * 0.4), eye] == pytest.approx(0.9)
+    assert glasses.mask[0, round(height * 0.47), nose] < 0.1
     assert made("lipstick", (3, 32, 32)).pattern[0].amax() > 0.7
 
 

@@ -85,10 +85,10 @@ class QuantisationAttack(TargetedAttack):
         """
         count, channels, height, width = images.shape
         # One row a pixel, with a rim on three sides that takes the errors that leave the image.
-        wide = width + 2
-        values = images.new_zeros(height + 1, wide, count * channels)
-        values[:-1, 1:-1] = images.permute(2, 3, 0, 1).reshape(height, width, -1)
-        values = values.view(-1, count * channels)
+        wide, planes = width + 2, count * channels
+        padded = images.new_zeros(height + 1, wide, planes)
+        padded[:-1, 1:-1] = images.permute(2, 3, 0, 1).reshape(height, width, planes)
+        values = padded.view((height + 1) * wide, planes)
         for time in range(width + 2 * height - 2):
             first = max(0, (time - width + 2) // 2)
             rows = torch.arange(first, min(height - 1, time // 2) + 1, device=images.device)
@@ -99,7 +99,7 @@ class QuantisationAttack(TargetedAttack):
             error = wanted - given
             for down, right, share in _SPREAD:
                 values.index_add_(0, here + down * wide + right, error * share)
-        kept = values.view(height + 1, wide, count, channels)[:-1, 1:-1]
+        kept = padded[:-1, 1:-1].reshape(height, width, count, channels)
         return kept.permute(2, 3, 0, 1).contiguous()
 
 
