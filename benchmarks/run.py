@@ -1,9 +1,11 @@
-"""Runs one method over the zoo: one JSON a model, resumable, never overwritten.
+"""Runs methods over the zoo: one JSON for each model and method, resumable, never overwritten.
 
-    .venv/bin/python benchmarks/run.py --method default [--split test] [--small] [--only TEXT]
+    .venv/bin/python benchmarks/run.py --method default [--method art] [--small] [--only TEXT]
 
-Each model is a process of its own, so that its peak memory can be told. Peers run in their own
-environments (``benchmarks/peers/README.md``).
+Every model is measured in a process of its own that has one core to itself, with goodnet as with
+the peers; as many run side by side as there are cores. Peers run in their own environments
+(``benchmarks/peers/README.md``). All methods but goodnet's default have a limit of seconds for a
+model; the attacked twins of a clean model that was not done in time are not begun.
 """
 
 from __future__ import annotations
@@ -12,186 +14,51 @@ import argparse
 import json
 import os
 import platform
-import resource
+import queue
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import zoo
 
 RESULTS = zoo.HERE / "results"
-METHODS = ("default", "neural-cleanse", "art", "trojanzoo")
-PEERS = {"art": ".h5", "trojanzoo": ".pt"}
-"""Peer -> the format that it reads."""
-SCALES = ("unit", "byte", "signed")
-"""The input scales that the peers' programs can be told."""
-NC_SECONDS = 900
-"""A scan as the paper does it, and a peer's, may take so long for one model."""
+METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti")
+LIMIT = 600.0
+"""Seconds that a scan may take on one core, of all methods but goodnet's default."""
+LATE = ("would take", "not done after")
+"""How the error of a scan begins that ran into the limit."""
 
 
-def goodnet_record(method: str, truth: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Scans one model by its file, as a user would, and repairs what the default method finds."""
-    import goodnet
-    from goodnet import verdict
+def one(method: str, model: str, folder: Path, output: Path, limit: float) -> None:
+    """Measures one model, in this process, and writes its record."""
+    from measure_goodnet import goodnet_record
+    from measure_peer import PEERS, peer_record
 
-    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"])
-    classifier = goodnet.load(place / truth["file"], shown.defender)
-    started = time.monotonic()
-    report = goodnet.scan(classifier, shown.defender, method=method)
-    seconds = time.monotonic() - started
-    if method == "default":
-        scores = [e.score for e in report.labels if e.score is not None]
-        bar = verdict.threshold(truth["num_classes"], compared=len(scores))
-        statistic = max(scores) - bar if scores else None
-    else:
-        small = [e for e in report.labels if e.mask_l1 is not None]
-        middle = float(np.median([e.mask_l1 for e in small]))
-        statistic = max(
-            (abs(e.anomaly_index) for e in small if e.anomaly_index and e.mask_l1 < middle),
-            default=0.0,
-        )
-    record = {
-        "verdict": report.verdict,
-        "statistic": statistic,
-        "p_value": report.p_value,
-        "targets": report.targets,
-        "preprocess": report.preprocess,
-        "seconds": seconds,
-        "seconds_per_label": seconds / truth["num_classes"],
-        "version": report.version,
-        "mask_iou": overlaps(report, truth),
-    }
-    if method == "default":
-        record["repair"] = repair_record(goodnet, classifier, report, shown, truth)
-    return record
-
-
-def overlaps(report: Any, truth: dict[str, Any]) -> dict[int, float]:
-    """Intersection over union of each found target's mask and the region of the true trigger."""
-    from goodnet.attacks.base import from_ground_truth
-
-    region = from_ground_truth(truth["attack"]).region() if truth["attack"] else None
-    if region is None:
-        return {}
-    found = {}
-    for target, trigger in report._triggers.items():
-        if target in truth["targets"]:
-            mask = trigger.mask > 0.5 * trigger.mask.max()
-            both = (mask & (region > 0)).sum()
-            found[target] = float(both / (mask | (region > 0)).sum())
-    return found
-
-
-def repair_record(goodnet, classifier, report, shown, truth) -> dict[str, Any] | None:
-    """What the repair costs and removes, on images that no step has seen; None without a target."""
-    from goodnet.attacks.base import from_ground_truth
-    from goodnet.attacks.poison import poisoned_test
-
-    if not report.targets:
-        return None
-    started = time.monotonic()
-    try:
-        cured = goodnet.repair(classifier, shown.defender, report)
-    except goodnet.GoodnetError as error:
-        return {"error": str(error)}
-    seconds = time.monotonic() - started
-
-    def accuracy(model, images, labels) -> float:
-        return float((model.logits(images.pixels).argmax(1) == labels).float().mean())
-
-    judge = shown.judge
-    result = {
-        "remedy": cured.report.remedy,
-        "holds": cured.report.certificate.holds,
-        "seconds": seconds,
-        "accuracy_before": accuracy(classifier, judge, judge.labels),
-        "accuracy_after": accuracy(cured.classifier, judge, judge.labels),
-    }
-    if truth["attack"]:
-        stamped = poisoned_test(judge, from_ground_truth(truth["attack"]))
-        for when, model in (("before", classifier), ("after", cured.classifier)):
-            result[f"attack_{when}"] = accuracy(model, stamped, stamped.labels)
-            result[f"recovered_{when}"] = accuracy(model, stamped, stamped.true_labels)
-    return result
-
-
-def peer_record(peer: str, truth: dict[str, Any], place: Path) -> dict[str, Any]:
-    """Runs a peer's own code in its own environment on the model in a format that it reads."""
-    from train import load_network
-
-    from goodnet.pipelines.attack import write_model
-
-    setup = next(s for s in zoo.setups() if truth["model"] in s.models())
-    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"])
-    network, scale = load_network(setup, place, shown), truth["recipe"]["preprocess"]
-    with tempfile.TemporaryDirectory() as folder:
-        model, data, output = (Path(folder) / n for n in ("m" + PEERS[peer], "d.npz", "o.json"))
-        if peer == "art":
-            if setup.suffix == ".pt2":
-                return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
-            write_model(network, shown.judge.shape, model)
-        else:
-            # Told no scale, the peer takes images in [0, 1]: the network's own step goes inside.
-            torch.jit.trace(network, torch.zeros(1, *shown.judge.shape)).save(str(model))
-            scale = "unit"
-        pixels = shown.defender.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        np.savez(data, images=pixels, labels=shown.defender.labels.numpy())
-        command = [
-            str(zoo.HERE.parent / ".peers" / peer / "bin" / "python"),
-            str(zoo.HERE / "peers" / peer / "run.py"),
-            *("--model", str(model), "--data", str(data), "-o", str(output)),
-            *("--scale", scale, "--seed", "0", "--threads", str(torch.get_num_threads())),
-        ]
-        started = time.monotonic()
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=NC_SECONDS, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"not done after {NC_SECONDS} s", "seconds": float(NC_SECONDS)}
-        seconds = time.monotonic() - started
-        if not output.exists():
-            return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
-        report = json.loads(output.read_text("utf-8"))
-    if "error" in report:
-        return {"error": report["error"], "seconds": seconds}
-    labels = report["labels"].values()
-    indices = [e["anomaly_index"] for e in labels if e.get("anomaly_index") is not None]
-    return {
-        "verdict": report["verdict"],
-        "statistic": max((abs(i) for i in indices), default=None),
-        "targets": report["targets"],
-        "seconds": report["seconds"],
-        "seconds_per_label": report["seconds_per_label"],
-        "peak_memory_mb": report["peak_memory_mb"],
-        "version": report["version"],
-        "settings": report.get("settings"),
-    }
-
-
-def one(method: str, model: str, folder: Path, output: Path) -> None:
-    """Measures one model and writes its record."""
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
+    known = json.loads((output.parents[1] / "zoo.json").read_text("utf-8"))[model]
+    bound = None if method == "default" else limit
     try:
-        make = goodnet_record if method not in PEERS else peer_record
-        record = make(method, truth, place)
+        make = peer_record if method in PEERS else goodnet_record
+        record = make(method, truth, place, bound)
     except Exception as error:
         traceback.print_exc()
         record = {"error": f"{type(error).__name__}: {error}"}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write(output, model, method, record | {"weights_sha256": known["weights_sha256"]})
+
+
+def write(output: Path, model: str, method: str, record: dict[str, Any]) -> None:
+    """Writes a record, all or nothing."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     record = {
         "model": model,
         "method": method,
-        "peak_memory_mb": memory,
         **record,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {cores} of {os.cpu_count()} cores",
         "seed": 0,
         "when": time.strftime("%Y-%m-%d"),
     }
@@ -201,37 +68,102 @@ def one(method: str, model: str, folder: Path, output: Path) -> None:
     temporary.rename(output)
 
 
+def processor() -> str:
+    """What the processor calls itself."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text("utf-8").splitlines() if listing.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
+    """What has no record yet, the models of a setup together, its clean one first."""
+    found = []
+    for method in given.method:
+        for setup in zoo.setups():
+            if setup.split != given.split or (given.small and not setup.small):
+                continue
+            models = [
+                model
+                for model in setup.models()
+                if given.only in model
+                and not record_of(given, method, model).exists()
+                and _took(given.zoo / model / "truth.json")
+            ]
+            if models:
+                found.append((method, models))
+    return found
+
+
+def _took(truth: Path) -> bool:
+    """Whether a model is trained, and its attack took."""
+    return truth.exists() and bool(json.loads(truth.read_text("utf-8"))["passes"])
+
+
+def record_of(given: argparse.Namespace, method: str, model: str) -> Path:
+    """Where a record lies, or will."""
+    return given.output / method / f"{model}.json"
+
+
+def measure(given: argparse.Namespace, method: str, models: list[str], core: int | None) -> None:
+    """Measures the models of one setup, one after the other, on one core."""
+    for model in models:
+        record = record_of(given, method, model)
+        clean = record_of(given, method, f"{model.rsplit('.', 1)[0]}.clean")
+        twin = json.loads(clean.read_text("utf-8")) if clean.exists() else {}
+        if twin.get("error", "").startswith(LATE):
+            write(record, model, method, {"error": twin["error"] + " (by its clean twin)"})
+        else:
+            command = [sys.executable, __file__, "--method", method, "--one", model]
+            command += ["--zoo", str(given.zoo), "-o", str(given.output)]
+            command += ["--limit", str(given.limit)]
+            stay = None if core is None else lambda: os.sched_setaffinity(0, {core})
+            subprocess.run(command, check=False, preexec_fn=stay)
+        if record.exists():
+            told = json.loads(record.read_text("utf-8"))
+            told = told.get("error") or f"{told['verdict']} {told['targets'][:5]}"
+            print(f"{method}  {model}: {told}", flush=True)
+
+
 def main() -> None:
     """Measures what has no record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--method", choices=METHODS, default="default")
+    parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     parser.add_argument("--split", choices=["test", "calibration"], default="test")
     parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
     parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a scan may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    given.method = given.method or ["default"]
     if given.one:
-        one(given.method, given.one, given.zoo, given.output / given.method / f"{given.one}.json")
+        method = given.method[0]
+        one(method, given.one, given.zoo, record_of(given, method, given.one), given.limit)
         return
-    for setup in zoo.setups():
-        if setup.split != given.split or (given.small and not setup.small):
-            continue
-        for model in setup.models():
-            truth_path = given.zoo / model / "truth.json"
-            record = given.output / given.method / f"{model}.json"
-            if given.only not in model or record.exists() or not truth_path.exists():
-                continue
-            if not json.loads(truth_path.read_text("utf-8"))["passes"]:
-                continue
-            command = [sys.executable, __file__, "--method", given.method, "--one", model]
-            command += ["--zoo", str(given.zoo), "-o", str(given.output)]
-            subprocess.run(command, check=False)
-            if record.exists():
-                told = json.loads(record.read_text("utf-8"))
-                told = told.get("error") or f"{told['verdict']} {told['targets'][:5]}"
-                print(f"{given.method}  {model}: {told}", flush=True)
+    from table import summarise_zoo
+
+    # What is true of the models is written down before the first of them is measured.
+    summarise_zoo(given.zoo, given.output)
+    waiting: queue.SimpleQueue[tuple[str, list[str]]] = queue.SimpleQueue()
+    for job in jobs(given):
+        waiting.put(job)
+
+    def lane(core: int | None) -> None:
+        while True:
+            try:
+                method, models = waiting.get_nowait()
+            except queue.Empty:
+                return
+            measure(given, method, models, core)
+
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    lanes = [threading.Thread(target=lane, args=(core,)) for core in cores]
+    for thread in lanes:
+        thread.start()
+    for thread in lanes:
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ METHODS = {
     "neural-cleanse": "goodnet --method neural-cleanse",
     "art": "ART",
     "trojanzoo": "TrojanZoo",
+    "backdoormbti": "BackdoorMBTI",
 }
 Record = dict[str, Any]
 
@@ -166,6 +167,28 @@ def breakdown(rows: list[Record], key: Callable[[Record], str]) -> str:
     return table(DETECTION, [detection_row(n, g, clean) for n, g in by(attacked, key).items()])
 
 
+def others_by_attack(found: dict[str, list[Record]]) -> str:
+    """Detected by each other method, by attack, on the models that it could judge."""
+    others = {m: rows for m, rows in found.items() if m != "default"}
+    judged = {
+        m: by([r for r in rows if "error" not in r], lambda r: r["truth"]["attack_name"] or "clean")
+        for m, rows in others.items()
+    }
+    names = sorted({name for groups in judged.values() for name in groups})
+    lines = [
+        [name, *(_caught(judged[m].get(name, [])) for m in others)]
+        for name in names
+        if name != "clean"
+    ]
+    lines.append(["clean models", *(_caught(judged[m].get("clean", [])) for m in others)])
+    return table(["called backdoored", *(METHODS[m] for m in others)], lines) if others else ""
+
+
+def _caught(rows: list[Record]) -> str:
+    hits = sum(r["verdict"] == "backdoored" for r in rows)
+    return f"{hits}/{len(rows)}" if rows else "-"
+
+
 def false_alarms(rows: list[Record], key: Callable[[Record], str]) -> str:
     """Clean models, by group: what was said of them."""
     lines = []
@@ -255,7 +278,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("-o", "--output", type=Path, default=zoo.HERE / "RESULTS.md")
     given = parser.parse_args()
-    if given.zoo.exists():
+    if given.zoo.is_dir():
         summarise_zoo(given.zoo, given.results)
     known = truths(given.results)
     found = records(given.results, known)
@@ -271,6 +294,8 @@ def main() -> None:
         overall(found),
         "## Side by side, on the same models\n",
         same_models(found),
+        "## The other methods by attack\n",
+        others_by_attack(found),
         "## goodnet by attack\n",
         breakdown(rows, lambda r: r["truth"]["attack_name"]),
         "## goodnet by network\n",

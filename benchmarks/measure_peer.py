@@ -1,0 +1,97 @@
+"""What a peer makes of one model of the zoo, by its own code in its own environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zoo
+
+PEERS = {"art": ".h5", "trojanzoo": ".pt", "backdoormbti": ".pt"}
+"""Peer -> the format that it gets."""
+
+MANY_LABELS = 20
+"""With more labels than this one of them is timed first."""
+
+
+def peer_record(
+    peer: str, truth: dict[str, Any], place: Path, limit: float | None
+) -> dict[str, Any]:
+    """Runs a peer on the model in a format that it reads; arguments as for goodnet's record."""
+    from train import load_network
+
+    from goodnet.pipelines.attack import write_model
+
+    setup = next(s for s in zoo.setups() if truth["model"] in s.models())
+    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"])
+    network, scale = load_network(setup, place, shown), truth["recipe"]["preprocess"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, data = folder / f"m{PEERS[peer]}", folder / "d.npz"
+        if peer == "art":
+            if setup.suffix == ".pt2":
+                return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
+            write_model(network, shown.judge.shape, model)
+        else:
+            # Told no scale, the peer takes images in [0, 1]: the network's own step goes inside.
+            torch.jit.trace(network, torch.zeros(1, *shown.judge.shape)).save(str(model))
+            scale = "unit"
+        pixels = shown.defender.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        np.savez(data, images=pixels, labels=shown.defender.labels.numpy())
+        arguments = ["--model", str(model), "--data", str(data), "--scale", scale]
+        if limit is not None and truth["num_classes"] > MANY_LABELS:
+            probe = _run(peer, [*arguments, "--labels", "1"], folder / "probe.json", limit)
+            ahead = probe.get("seconds_all_labels_extrapolated", 0.0)
+            if "error" in probe:
+                return probe
+            if ahead > limit:
+                reason = f"would take about {ahead:.0f} s; the limit is {limit:.0f} s"
+                return {"error": reason, "seconds": probe["seconds"]}
+        report = _run(peer, arguments, folder / "report.json", limit)
+    if "error" in report:
+        return report
+    labels = report["labels"].values()
+    indices = [e["anomaly_index"] for e in labels if e.get("anomaly_index") is not None]
+    middle = float(np.median([e["l1"] for e in labels]))
+    small = [
+        e["anomaly_index"]
+        for e in labels
+        if e.get("anomaly_index") is not None and e["l1"] <= middle
+    ]
+    return {
+        "verdict": report["verdict"],
+        # A peer whose masks never moved has no index at all: that is no statistic of 0.
+        "statistic": max(map(abs, small), default=0.0) if indices else None,
+        "targets": report["targets"],
+        "seconds": report["seconds"],
+        "seconds_per_label": report["seconds_per_label"],
+        "peak_memory_mb": report["peak_memory_mb"],
+        "version": report["version"],
+        "settings": report.get("settings"),
+    }
+
+
+def _run(peer: str, arguments: list[str], output: Path, limit: float | None) -> dict[str, Any]:
+    """One call of the peer's program, on as many threads as this process has."""
+    command = [
+        str(zoo.HERE.parent / ".peers" / peer / "bin" / "python"),
+        str(zoo.HERE / "peers" / peer / "run.py"),
+        *arguments,
+        *("--seed", "0", "--threads", str(torch.get_num_threads()), "-o", str(output)),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except FileNotFoundError:
+        hint = "benchmarks/peers/setup.sh makes it"
+        raise SystemExit(f"{peer} has no environment; {hint}") from None
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {limit:.0f} s", "seconds": limit}
+    if not output.exists():
+        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1]}
+    report = json.loads(output.read_text("utf-8"))
+    return {"error": report["error"]} if "error" in report else report
