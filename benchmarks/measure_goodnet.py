@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zoo
+
+sys.path.append(str(zoo.HERE / "peers"))
+
+import bench
+from measure_peer import BENEFIT
 
 SECONDS_BEFORE_GUESSING = 30
 """How long a scan runs before the time that it will take is believed."""
@@ -32,8 +39,9 @@ def goodnet_record(
     import goodnet
     from goodnet import verdict
 
-    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"])
-    classifier = goodnet.load(place / truth["file"], shown.defender)
+    # The defender's images alone: the attacker's would count as the scan's memory.
+    defender = zoo.defender(truth["data"], truth["split"])
+    classifier = goodnet.load(place / truth["file"], defender)
     started = time.monotonic()
 
     def watch(stage: str, done: int, total: int) -> None:
@@ -42,15 +50,15 @@ def goodnet_record(
         if limit is None or done == 0:
             return
         ahead = spent / done * total
-        if spent > limit or (spent > SECONDS_BEFORE_GUESSING and ahead > 1.5 * limit):
+        if spent > limit or (spent > SECONDS_BEFORE_GUESSING and ahead > BENEFIT * limit):
             raise TooLongError(f"would take about {ahead:.0f} s; the limit is {limit:.0f} s")
 
     try:
-        report = goodnet.scan(classifier, shown.defender, method=method, progress=watch)
+        report = goodnet.scan(classifier, defender, method=method, progress=watch)
     except TooLongError as error:
         return {"error": str(error), "seconds": time.monotonic() - started}
     seconds = time.monotonic() - started
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    memory = bench.peak_memory_mb()
     if method == "default":
         scores = [e.score for e in report.labels if e.score is not None]
         bar = verdict.threshold(truth["num_classes"], compared=len(scores))
@@ -75,27 +83,53 @@ def goodnet_record(
         "mask_iou": overlaps(report, truth),
     }
     if method == "default":
-        record["repair"] = repair_record(goodnet, classifier, report, shown, truth)
+        record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
     return record
 
 
 def overlaps(report: Any, truth: dict[str, Any]) -> dict[int, float]:
-    """Intersection over union of each found target's mask and the region of the true trigger."""
+    """Of each target that was named rightly: intersection over union of its mask and the true one.
+
+    Training moves and mirrors the poisoned images, so the trigger works where it was moved to as
+    well: the best of these places counts, and of several triggers for one target the best one.
+    """
     from goodnet.attacks.base import from_ground_truth
 
-    region = from_ground_truth(truth["attack"]).region() if truth["attack"] else None
-    if region is None:
+    if not truth["attack"]:
         return {}
+    attack, recipe = from_ground_truth(truth["attack"]), truth["recipe"]
     found = {}
-    for target, trigger in report.triggers.items():
-        if target in truth["targets"]:
+    for target in report.targets:
+        regions = [
+            part.region()
+            for part in getattr(attack, "parts", (attack,))
+            if target in part.targets(truth["num_classes"])
+        ]
+        places = [
+            place > 0
+            for region in regions
+            if region is not None
+            for place in _moved(region, recipe["shift"], recipe["mirror"])
+        ]
+        if places:
+            trigger = report.triggers[target]
             mask = trigger.mask > 0.5 * trigger.mask.max()
-            both = (mask & (region > 0)).sum()
-            found[target] = float(both / (mask | (region > 0)).sum())
+            found[target] = max(float((mask & p).sum() / (mask | p).sum()) for p in places)
     return found
 
 
-def repair_record(goodnet, classifier, report, shown, truth) -> dict[str, Any] | None:
+def _moved(region: torch.Tensor, reach: int, mirror: bool) -> list[torch.Tensor]:
+    """The region ``(1, H, W)`` everywhere that the training may have moved it to."""
+    sides = [region, region.flip(2)] if mirror else [region]
+    return [
+        side.roll((down, right), (1, 2))
+        for side in sides
+        for down in range(-reach, reach + 1)
+        for right in range(-reach, reach + 1)
+    ]
+
+
+def repair_record(goodnet, classifier, report, defender, truth) -> dict[str, Any] | None:
     """What the repair costs and removes, on images that no step has seen; None without a target."""
     from goodnet.attacks.base import from_ground_truth
     from goodnet.attacks.poison import poisoned_test
@@ -104,15 +138,16 @@ def repair_record(goodnet, classifier, report, shown, truth) -> dict[str, Any] |
         return None
     started = time.monotonic()
     try:
-        cured = goodnet.repair(classifier, shown.defender, report)
-    except goodnet.GoodnetError as error:
-        return {"error": str(error)}
+        cured = goodnet.repair(classifier, defender, report)
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
     seconds = time.monotonic() - started
+    judge = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"]).judge
 
     def accuracy(model, images, labels) -> float:
         return float((model.logits(images.pixels).argmax(1) == labels).float().mean())
 
-    judge = shown.judge
     result = {
         "remedy": cured.report.remedy,
         "holds": cured.report.certificate.holds,

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import queue
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import zoo
+from records import RESULTS, checksum, summarise_zoo, truths
 
-RESULTS = zoo.HERE / "results"
 METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
@@ -40,7 +41,7 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
 
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
-    known = json.loads((output.parents[1] / "zoo.json").read_text("utf-8"))[model]
+    known = truths(output.parents[1])[model]
     bound = None if method == "default" else limit
     try:
         make = peer_record if method in PEERS else goodnet_record
@@ -58,6 +59,7 @@ def write(output: Path, model: str, method: str, record: dict[str, Any]) -> None
         "model": model,
         "method": method,
         **record,
+        "commit": commit(),
         "machine": f"{processor()}, {cores} of {os.cpu_count()} cores",
         "seed": 0,
         "when": time.strftime("%Y-%m-%d"),
@@ -66,6 +68,20 @@ def write(output: Path, model: str, method: str, record: dict[str, Any]) -> None
     temporary = output.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     temporary.rename(output)
+
+
+def commit() -> str:
+    """Which state of the code this is: ``"3157348"``, with a ``+`` where files were changed."""
+    asked = (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "src", "benchmarks/*.py"])
+    git, told = shutil.which("git"), []
+    if git is None:
+        return ""
+    for words in asked:
+        done = subprocess.run(
+            [git, "-C", str(zoo.HERE), *words], capture_output=True, text=True, check=False
+        )
+        told.append(done.stdout.strip() if done.returncode == 0 else "")
+    return told[0] + ("+" if told[1] else "")
 
 
 def processor() -> str:
@@ -95,6 +111,15 @@ def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
     return found
 
 
+def refuse_stale(given: argparse.Namespace) -> None:
+    """Ends the run where a record is of other weights than the model has now."""
+    for path in sorted(given.output.glob("*/*.json")):
+        record = json.loads(path.read_text("utf-8"))
+        weights = given.zoo / record["model"] / "weights.safetensors"
+        if weights.exists() and record.get("weights_sha256", "") not in ("", checksum(weights)):
+            raise SystemExit(f"{path} is of other weights; give another folder with -o")
+
+
 def _took(truth: Path) -> bool:
     """Whether a model is trained, and its attack took."""
     return truth.exists() and bool(json.loads(truth.read_text("utf-8"))["passes"])
@@ -118,7 +143,11 @@ def measure(given: argparse.Namespace, method: str, models: list[str], core: int
             command += ["--zoo", str(given.zoo), "-o", str(given.output)]
             command += ["--limit", str(given.limit)]
             stay = None if core is None else lambda: os.sched_setaffinity(0, {core})
-            subprocess.run(command, check=False, preexec_fn=stay)
+            done = subprocess.run(command, check=False, preexec_fn=stay)
+            if not record.exists():
+                # Killed for want of memory, say: that is a result, and no reason to fall silent.
+                reason = f"the process ended with {done.returncode} and no record"
+                write(record, model, method, {"error": reason})
         if record.exists():
             told = json.loads(record.read_text("utf-8"))
             told = told.get("error") or f"{told['verdict']} {told['targets'][:5]}"
@@ -142,11 +171,10 @@ def main() -> None:
         method = given.method[0]
         one(method, given.one, given.zoo, record_of(given, method, given.one), given.limit)
         return
-    from table import summarise_zoo
-
     # What is true of the models is written down before the first of them is measured.
     summarise_zoo(given.zoo, given.output)
     waiting: queue.SimpleQueue[tuple[str, list[str]]] = queue.SimpleQueue()
+    refuse_stale(given)
     for job in jobs(given):
         waiting.put(job)
 

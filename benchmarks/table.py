@@ -1,4 +1,4 @@
-"""Makes RESULTS.md from the records: nothing in it is written by hand but its preface.
+"""Makes RESULTS.md from the records: nothing in it is written by hand but preface and closing.
 
 .venv/bin/python benchmarks/table.py
 """
@@ -6,79 +6,44 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import zoo
+from records import (
+    METHODS,
+    RESULTS,
+    Record,
+    accused,
+    attacked,
+    by,
+    clean,
+    judged,
+    labels_named,
+    records,
+    separation,
+    share,
+    summarise_zoo,
+    truths,
+)
 
-from goodnet.statistics import proportion
-
-RESULTS = zoo.HERE / "results"
-METHODS = {
-    "default": "goodnet",
-    "neural-cleanse": "goodnet --method neural-cleanse",
-    "art": "ART",
-    "trojanzoo": "TrojanZoo",
-    "backdoormbti": "BackdoorMBTI",
+KEYS: dict[str, Callable[[Record], str]] = {
+    "attack": lambda r: r["truth"]["attack_name"] or "clean",
+    "network": lambda r: r["truth"]["recipe"]["architecture"],
+    "data": lambda r: r["truth"]["data"],
 }
-Record = dict[str, Any]
-
-
-def truths(folder: Path) -> dict[str, Record]:
-    """What is true of each model that was trained: the committed summary of the zoo."""
-    return json.loads((folder / "zoo.json").read_text("utf-8"))
-
-
-def summarise_zoo(source: Path, folder: Path) -> None:
-    """Keeps of each model's ground truth what the tables need; weights and triggers stay out."""
-    kept = ("data", "split", "attack_name", "targets", "num_classes", "recipe", "clean_accuracy")
-    kept += ("twin_accuracy", "attack_success", "passes", "seconds", "cpu_seconds")
-    known = truths(folder) if (folder / "zoo.json").exists() else {}
-    for path in sorted(source.glob("*/truth.json")):
-        truth = json.loads(path.read_text("utf-8"))
-        known[truth["model"]] = {key: truth[key] for key in kept if key in truth}
-        weights = (path.parent / "weights.safetensors").read_bytes()
-        known[truth["model"]]["weights_sha256"] = hashlib.sha256(weights).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(sorted(known.items())), indent=1)
-    (folder / "zoo.json").write_text(text + "\n", "utf-8")
-
-
-def records(folder: Path, known: dict[str, Record]) -> dict[str, list[Record]]:
-    """Method -> records of models of the test split, each with its truth beside it."""
-    found: dict[str, list[Record]] = {}
-    for method in METHODS:
-        for path in sorted((folder / method).glob("*.json")):
-            record = json.loads(path.read_text("utf-8"))
-            truth = known.get(record["model"])
-            if truth and truth["split"] == "test" and truth["passes"]:
-                found.setdefault(method, []).append(record | {"truth": truth})
-    return found
-
-
-def auroc(clean: list[float], attacked: list[float]) -> float | None:
-    """The chance that an attacked model scores higher than a clean one; ties count half."""
-    if not clean or not attacked:
-        return None
-    wins = sum((a > c) + 0.5 * (a == c) for a in attacked for c in clean)
-    return wins / (len(clean) * len(attacked))
-
-
-def share(hits: int, n: int) -> str:
-    """``"3/4"`` with its 95 % Clopper-Pearson interval."""
-    if n == 0:
-        return "-"
-    p = proportion(hits, n)
-    return f"{hits}/{n} ({p.low:.2f}-{p.high:.2f})"
+"""What the models are grouped by."""
 
 
 def figure(value: float | None, form: str = ".2f") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def middle(values: list[float], form: str = ".1f") -> str:
+    """The median, or a dash where there is none."""
+    return figure(statistics.median(values) if values else None, form)
 
 
 def table(header: list[str], rows: Iterable[list[str]]) -> str:
@@ -87,177 +52,134 @@ def table(header: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def detection_row(name: str, rows: list[Record], clean: list[Record]) -> list[str]:
-    """Detected, AUROC against the clean models, and whether the right labels were named."""
-    done = [r for r in rows if "error" not in r]
-    good = [r for r in clean if "error" not in r]
-    hits = [r for r in done if r["verdict"] == "backdoored"]
-    named = sum(len(r["targets"]) for r in hits)
-    right = sum(len(set(r["targets"]) & set(r["truth"]["targets"])) for r in hits)
-    true = sum(len(r["truth"]["targets"]) for r in hits)
-    score = auroc(
-        [r["statistic"] for r in good if r["statistic"] is not None],
-        [r["statistic"] for r in done if r["statistic"] is not None],
-    )
-    return [
-        name,
-        share(len(hits), len(done)),
-        figure(score),
-        share(right, named),
-        share(right, true),
-        str(len(rows) - len(done)) if len(rows) > len(done) else "",
-    ]
+OVERALL = ["method", "judged", "detected", "false alarms", "AUROC", "named labels right"]
+OVERALL += ["true labels named", "s, median", "s, sum", "s a label", "MB, most"]
 
 
-DETECTION = ["", "detected", "AUROC", "named labels right", "true labels named", "errors"]
-
-
-def by(rows: list[Record], key: Callable[[Record], str]) -> dict[str, list[Record]]:
-    """Records in groups."""
-    groups: dict[str, list[Record]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return dict(sorted(groups.items()))
-
-
-def overall(found: dict[str, list[Record]]) -> str:
-    """One line a method, over all models that it was run on."""
+def overall(found: dict[str, list[Record]], expected: int) -> str:
+    """One line a method, over all models that it judged."""
     lines = []
     for method, rows in found.items():
-        clean = [r for r in rows if r["truth"]["attack_name"] is None]
-        attacked = [r for r in rows if r["truth"]["attack_name"] is not None]
-        done = [r for r in clean if "error" not in r]
-        false = sum(r["verdict"] == "backdoored" for r in done)
-        row = detection_row(METHODS[method], attacked, clean)
-        seconds = [r["seconds"] for r in rows if "error" not in r]
-        memory = [r["peak_memory_mb"] for r in rows if "error" not in r]
-        per_label = [r["seconds_per_label"] for r in rows if "error" not in r]
+        done = judged(rows)
+        right, named, true = labels_named(rows)
+        seconds = [r["seconds"] for r in done]
         lines.append(
             [
-                *row[:3],
-                share(false, len(done)),
-                *row[3:5],
-                figure(statistics.median(seconds) if seconds else None, ".1f"),
-                figure(statistics.median(per_label) if per_label else None),
-                figure(max(memory) if memory else None, ".0f"),
-                str(sum("error" in r for r in rows)),
+                METHODS[method],
+                f"{len(done)} of {expected}",
+                share(len(accused(attacked(rows))), len(attacked(done))),
+                share(len(accused(clean(rows))), len(clean(done))),
+                figure(separation(rows)),
+                f"{right}/{named}",
+                f"{right}/{true}",
+                middle(seconds),
+                figure(sum(seconds), ".0f"),
+                middle([r["seconds_per_label"] for r in done], ".2f"),
+                figure(max((r["peak_memory_mb"] for r in done), default=None), ".0f"),
+            ]
+        )
+    return table(OVERALL, lines)
+
+
+def same_models(found: dict[str, list[Record]]) -> str:
+    """Each method beside the default on just the models that both judged."""
+    parts = []
+    for method in found.keys() - {"default"}:
+        both = {r["model"] for r in judged(found[method])}
+        both &= {r["model"] for r in judged(found.get("default", []))}
+        pair = {m: [r for r in found[m] if r["model"] in both] for m in ("default", method)}
+        if both:
+            parts.append((METHODS[method], overall(pair, len(both))))
+    return "\n".join(f"### {name}\n\n{text}" for name, text in sorted(parts)) or "None yet.\n"
+
+
+def breakdown(rows: list[Record], group: str) -> str:
+    """Attacked models by group; AUROC against the clean models of the same network or data."""
+    key, lines = KEYS[group], []
+    for name, part in by(attacked(rows), key).items():
+        peers = clean(rows) if group == "attack" else [r for r in clean(rows) if key(r) == name]
+        right, named, true = labels_named(part)
+        lines.append(
+            [
+                name,
+                share(len(accused(part)), len(judged(part))),
+                figure(separation(part + peers)),
+                f"{right}/{named}" if named else "-",
+                f"{right}/{true}" if true else "-",
             ]
         )
     return table(
-        [
-            "method",
-            "detected",
-            "AUROC",
-            "false alarms",
-            "named labels right",
-            "true labels named",
-            "s, median",
-            "s a label",
-            "MB, most",
-            "errors",
-        ],
+        [group, "detected", "AUROC", "named labels right", "true labels named"],
         lines,
     )
 
 
-def breakdown(rows: list[Record], key: Callable[[Record], str]) -> str:
-    """Detection by group; AUROC against all clean models."""
-    clean = [r for r in rows if r["truth"]["attack_name"] is None]
-    attacked = [r for r in rows if r["truth"]["attack_name"] is not None]
-    return table(DETECTION, [detection_row(n, g, clean) for n, g in by(attacked, key).items()])
-
-
-def others_by_attack(found: dict[str, list[Record]]) -> str:
-    """Detected by each other method, by attack, on the models that it could judge."""
-    others = {m: rows for m, rows in found.items() if m != "default"}
-    judged = {
-        m: by([r for r in rows if "error" not in r], lambda r: r["truth"]["attack_name"] or "clean")
-        for m, rows in others.items()
-    }
-    names = sorted({name for groups in judged.values() for name in groups})
-    lines = [
-        [name, *(_caught(judged[m].get(name, [])) for m in others)]
-        for name in names
-        if name != "clean"
-    ]
-    lines.append(["clean models", *(_caught(judged[m].get("clean", [])) for m in others)])
-    return table(["called backdoored", *(METHODS[m] for m in others)], lines) if others else ""
-
-
-def _caught(rows: list[Record]) -> str:
-    hits = sum(r["verdict"] == "backdoored" for r in rows)
-    return f"{hits}/{len(rows)}" if rows else "-"
-
-
-def false_alarms(rows: list[Record], key: Callable[[Record], str]) -> str:
+def false_alarms(rows: list[Record], group: str) -> str:
     """Clean models, by group: what was said of them."""
     lines = []
-    clean = [r for r in rows if r["truth"]["attack_name"] is None and "error" not in r]
-    for name, group in by(clean, key).items():
-        said = [sum(r["verdict"] == v for r in group) for v in ("suspicious", "inconclusive")]
-        false = sum(r["verdict"] == "backdoored" for r in group)
-        lines.append([name, share(false, len(group)), *map(str, said)])
-    return table(["", "backdoored", "suspicious", "inconclusive"], lines)
+    for name, part in by(judged(clean(rows)), KEYS[group]).items():
+        said = [sum(r["verdict"] == v for r in part) for v in ("suspicious", "inconclusive")]
+        lines.append([name, share(len(accused(part)), len(part)), *map(str, said)])
+    return table([group, "backdoored", "suspicious", "inconclusive"], lines)
 
 
-def same_models(found: dict[str, list[Record]]) -> str:
-    """Each method beside the default on just the models that it could judge."""
+def each_method(found: dict[str, list[Record]]) -> str:
+    """The breakdowns of all methods, goodnet's first."""
     parts = []
-    for method in list(found):
-        if method == "default":
+    for method, rows in found.items():
+        if not judged(rows):
             continue
-        judged = {r["model"] for r in found[method] if "error" not in r}
-        pair = {
-            m: [r for r in found.get(m, []) if r["model"] in judged] for m in ("default", method)
-        }
-        if judged:
-            parts.append(f"### {METHODS[method]} ({len(judged)} models)\n\n{overall(pair)}")
+        parts.append(f"### {METHODS[method]}\n")
+        parts += [breakdown(rows, group) for group in KEYS]
+        parts.append("Clean models:\n")
+        parts += [false_alarms(rows, group) for group in ("network", "data")]
     return "\n".join(parts)
 
 
 def triggers(rows: list[Record]) -> str:
     """How well the reversed masks lie on the true ones."""
     lines = []
-    for name, group in by(rows, lambda r: r["truth"]["attack_name"] or "").items():
-        values = [v for r in group for v in r.get("mask_iou", {}).values()]
+    for name, part in by(attacked(rows), KEYS["attack"]).items():
+        values = [v for r in part for v in r.get("mask_iou", {}).values()]
         if values:
-            middle, least = statistics.median(values), min(values)
-            lines.append([name, str(len(values)), f"{middle:.2f}", f"{least:.2f}"])
-    return table(["attack", "targets found", "IoU, median", "least"], lines)
+            lines.append([name, str(len(values)), middle(values, ".2f"), f"{min(values):.2f}"])
+    return table(["attack", "targets named rightly", "IoU, median", "least"], lines)
 
 
 def repairs(rows: list[Record]) -> str:
-    """What the repair cost and removed, by attack."""
+    """What the repair cost and removed, by attack; of falsely accused clean models, what it cost.
+
+    *Gone* counts the models whose real attack succeeds on at most 5 % afterwards.
+    """
     lines = []
-    attacked = [r for r in rows if r["truth"]["attack_name"]]
-    for name, group in by(attacked, lambda r: r["truth"]["attack_name"]).items():
-        done = [r["repair"] for r in group if (r.get("repair") or {}).get("remedy")]
-        tried = [r["repair"] for r in group if r.get("repair")]
+    for name, part in by(rows, KEYS["attack"]).items():
+        tried = [r["repair"] for r in part if r.get("repair")]
+        done = [r for r in tried if "error" not in r]
         if not tried:
             continue
-        line = [name, f"{len(done)}/{len(tried)}"]
-        measured = [r for r in tried if "error" not in r]
-        for change in (
-            lambda r: r["accuracy_after"] - r["accuracy_before"],
-            lambda r: r["attack_before"],
-            lambda r: r["attack_after"],
-            lambda r: r["recovered_after"],
-            lambda r: r["seconds"],
-        ):
-            values = [change(r) for r in measured]
-            line.append(f"{statistics.mean(values):.3f}" if values else "-")
-        lines.append(line)
-    header = ["attack", "repaired", "accuracy, change", "attack before", "after", "recovered", "s"]
-    return table(header, lines)
+        issued = sum(bool(r["remedy"]) for r in done)
+        real = [r for r in done if "attack_after" in r]
+        gone = sum(r["attack_after"] <= 0.05 for r in real)
+        line = [name, f"{issued}/{len(tried)}", f"{gone}/{len(real)}" if real else "-"]
+        cost = [r["accuracy_after"] - r["accuracy_before"] for r in done]
+        line.append(figure(statistics.mean(cost), "+.3f") if cost else "-")
+        for key in ("attack_before", "attack_after", "recovered_after"):
+            values = [r[key] for r in real]
+            line.append(figure(statistics.mean(values), ".3f") if values else "-")
+        lines.append([*line, middle([r["seconds"] for r in done])])
+    header = ["attack", "certified", "gone", "accuracy, change", "attack before", "after"]
+    return table([*header, "recovered", "s, median"], lines)
 
 
 def failures(found: dict[str, list[Record]]) -> str:
     """Models on which a method could not be run, and why."""
     lines = []
     for method, rows in found.items():
-        for reason, group in by([r for r in rows if "error" in r], lambda r: r["error"]).items():
-            lines.append([METHODS[method], str(len(group)), reason.replace("|", "/")[:160]])
-    return table(["method", "models", "why"], lines) if lines else "None.\n"
+        for reason, part in by([r for r in rows if "error" in r], lambda r: r["error"]).items():
+            names = ", ".join(sorted({r["model"] for r in part})[:3])
+            more = f" and {len(part) - 3} more" if len(part) > 3 else ""
+            lines.append([METHODS[method], reason.replace("|", "/")[:200], names + more])
+    return table(["method", "why", "models"], lines) if lines else "None.\n"
 
 
 def below_their_bar(known: dict[str, Record]) -> str:
@@ -269,6 +191,39 @@ def below_their_bar(known: dict[str, Record]) -> str:
         if not t["passes"]
     ]
     return table(["model", "split", "accuracy", "twin's", "attack success"], lines)
+
+
+def settings() -> str:
+    """What the zoo's attacks were set to."""
+    lines = []
+    for name, options in zoo.description()["attack"].items():
+        common = {k: v for k, v in options.items() if not isinstance(v, dict)}
+        own = [f"{k}: {_words(v)}" for k, v in options.items() if isinstance(v, dict)]
+        lines.append([name, "; ".join(filter(None, [_words(common), *own])) or "as published"])
+    return table(["attack", "options that differ from the attack's own defaults"], lines)
+
+
+def _words(options: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in options.items())
+
+
+def the_zoo(known: dict[str, Record]) -> str:
+    """How many models, how good, how long they took."""
+    whole = sum(len(setup.models()) for setup in zoo.setups())
+    untouched = [t for t in known.values() if t["attack_name"] is None]
+    minutes = sum(t["cpu_seconds"] for t in known.values()) / 2 / 60
+    lines = [
+        [name, str(len(part)), f"{min(part):.2f}-{max(part):.2f}"]
+        for name, part in (
+            (n, [t["clean_accuracy"] for t in untouched if t["data"] == n])
+            for n in sorted({t["data"] for t in untouched})
+        )
+    ]
+    return (
+        f"The zoo: {len(known)} of its {whole} models are trained, {len(untouched)} of them clean; "
+        f"{minutes:.0f} minutes on 2 cores (half of all models' processor time). Accuracy of the "
+        "clean ones:\n\n" + table(["data", "models", "accuracy"], lines)
+    )
 
 
 def main() -> None:
@@ -283,36 +238,28 @@ def main() -> None:
     known = truths(given.results)
     found = records(given.results, known)
     rows = found.get("default", [])
-    clean = sum(t["attack_name"] is None for t in known.values())
-    hours = sum(t["seconds"] for t in known.values()) / 2 / 60
+    expected = sum(t["split"] == "test" and t["passes"] for t in known.values())
+    closing = zoo.HERE / "closing.md"
     parts = [
         (zoo.HERE / "preface.md").read_text("utf-8"),
-        f"The zoo: {clean} clean and {len(known) - clean} attacked models, trained in "
-        f"{hours:.0f} minutes on 2 cores (sum of all models' seconds over two). "
-        "Shares have 95 % Clopper-Pearson intervals.\n",
+        the_zoo(known),
         "## All models of the test split\n",
-        overall(found),
+        overall(found, expected),
         "## Side by side, on the same models\n",
         same_models(found),
-        "## The other methods by attack\n",
-        others_by_attack(found),
-        "## goodnet by attack\n",
-        breakdown(rows, lambda r: r["truth"]["attack_name"]),
-        "## goodnet by network\n",
-        breakdown(rows, lambda r: r["truth"]["recipe"]["architecture"]),
-        "## goodnet by data\n",
-        breakdown(rows, lambda r: r["truth"]["data"]),
-        "## Clean models, by network and by data\n",
-        false_alarms(rows, lambda r: r["truth"]["recipe"]["architecture"]),
-        false_alarms(rows, lambda r: r["truth"]["data"]),
+        *([closing.read_text("utf-8")] if given.output.parent == zoo.HERE else []),
+        "## By attack, network and data\n",
+        each_method(found),
         "## Reversed masks against the true ones\n",
         triggers(rows),
-        "## Repair\n",
+        "## Repair by goodnet's default\n",
         repairs(rows),
         "## Where a method could not be run\n",
         failures(found),
         "## Attacks that did not take, left out\n",
         below_their_bar(known),
+        "## Settings of the attacks\n",
+        settings(),
     ]
     given.output.write_text("\n".join(parts), "utf-8")
 

@@ -97,32 +97,70 @@ def attack_options(name: str, data: str) -> tuple[str, dict[str, Any]]:
     return options.pop("attack", name), options
 
 
-def pictures(data: str, seed: int) -> Pictures:
-    """The pictures of a data set; the seed chooses the attacker's, never the other two."""
+def pictures(data: str, seed: int, split: str = "test") -> Pictures:
+    """The pictures of a data set.
+
+    Args:
+        data: its name.
+        seed: of the attacker's pictures where there are more than he takes: of mnist and the signs.
+        split: the defender of calibration models has pictures of his own, but of lfw, where there
+            are too few. The judge's are the same throughout.
+    """
     amount = description()["data"][data]["training"]
     if data == "signs":
-        training = draw_signs(amount, seed=1000 + seed)
         return Pictures(
-            training, draw_signs(PER_CLASS, seed=7), draw_signs(60, seed=8), len(SIGN_NAMES)
+            draw_signs(amount, seed=1000 + seed),
+            defender(data, split),
+            # They come class by class in turn, which would give each of several triggers always
+            # the same classes.
+            _shuffled(draw_signs(60, seed=8)),
+            len(SIGN_NAMES),
         )
-    training, defender, judge = _lfw() if data == "lfw" else _arrays(data)
+    if data == "lfw":
+        training, _, judge = _lfw()
+    else:
+        training, rest = _arrays(data)
+        judge = rest.select(_parts(rest)[1])
     classes = int(training.labels.max()) + 1
     if amount < len(training):
         order = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))
         training = training.select(order[:amount])
-    return Pictures(training, defender, judge, classes)
+    return Pictures(training, defender(data, split), judge, classes)
+
+
+def defender(data: str, split: str) -> Images:
+    """What the defender of a split has of a data set."""
+    if data == "signs":
+        return draw_signs(PER_CLASS, seed=7 if split == "test" else 9)
+    if data == "lfw":
+        return _lfw()[1]
+    rest = _arrays(data)[1]
+    mine, _, others = _parts(rest)
+    return rest.select(mine if split == "test" else others)
+
+
+def _shuffled(images: Images) -> Images:
+    return images.select(torch.randperm(len(images), generator=torch.Generator().manual_seed(8)))
 
 
 @lru_cache(maxsize=1)
-def _arrays(data: str) -> tuple[Images, Images, Images]:
+def _arrays(data: str) -> tuple[Images, Images]:
+    """The pictures to train on, and the rest."""
     with np.load(SHARED / f"{data}.npz", allow_pickle=False) as file:
         training = _images(file["images"], file["labels"])
-        rest = _images(file["test_images"], file["test_labels"])
-    defender = _defended(rest)
-    others = torch.ones(len(rest), dtype=torch.bool)
-    others[defender] = False
-    judge = rest.select(others)
-    return training, rest.select(defender), judge.select(torch.arange(min(len(judge), 1000)))
+        return training, _images(file["test_images"], file["test_labels"])
+
+
+def _parts(rest: Images) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Which of the rest are for the test defender, for the judge, for the calibration defender."""
+    wanted = min(AT_MOST, PER_CLASS * (int(rest.labels.max()) + 1))
+    mine = balanced(rest.labels, wanted, 0)
+    free = torch.ones(len(rest), dtype=torch.bool)
+    free[mine] = False
+    judge = torch.nonzero(free)[:1000, 0]
+    free[judge] = False
+    left = torch.nonzero(free)[:, 0]
+    return mine, judge, left[balanced(rest.labels[left], wanted, 1)]
 
 
 @lru_cache(maxsize=1)
@@ -145,11 +183,6 @@ def _lfw() -> tuple[Images, Images, Images]:
     rest = np.setdiff1d(np.arange(len(labels)), [*defender, *judge])
     parts = [whole.select(torch.from_numpy(np.asarray(p))) for p in (rest, defender, judge)]
     return parts[0], parts[1], parts[2]
-
-
-def _defended(rest: Images) -> torch.Tensor:
-    classes = int(rest.labels.max()) + 1
-    return balanced(rest.labels, min(AT_MOST, PER_CLASS * classes), 0)
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:

@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 import goodnet as library
 from goodnet.attacks.base import from_ground_truth
-from goodnet.attacks.networks import ARCHITECTURES
+from goodnet.attacks.networks import ARCHITECTURES, build
 from goodnet.attacks.poison import poisoned_test
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
 from goodnet.attacks.table import ATTACKS
 from goodnet.attacks.train import accuracy
 from goodnet.cli import app
 from goodnet.cli.options import ArchitectureName, AttackName
-from goodnet.pipelines.attack import Recipe, measure, teach, write_model
+from goodnet.pipelines.attack import Recipe, measure, plant, teach, write_model
 
 
 def goodnet(*arguments):
@@ -69,6 +69,31 @@ def test_json_is_the_ground_truth(data, tmp_path):
     assert attack.region()[0, 1:6, 1:6].sum() == 25 == attack.region().sum()
 
 
+def test_a_patch_has_any_size_place_and_colour(data, tmp_path):
+    order = ("--attack", "patch", "--set", "side=3", "--set", "at=4,9", "--set", "pattern=#ff8000")
+    result = goodnet("attack", "--data", data, *order, "--epochs", 1, "-o", tmp_path / "b.pt2")
+    assert result.exit_code == 0, result.output
+    attack = from_ground_truth(json.loads((tmp_path / "b.truth.json").read_text())["attack"])
+    stamped = attack.stamp(torch.zeros(1, 3, 32, 32))[0]
+    assert attack.region()[0, 4:7, 9:12].sum() == 9 == attack.region().sum()
+    colour = torch.tensor([1.0, 128 / 255, 0.0]).view(3, 1, 1)
+    assert torch.allclose(stamped[:, 4:7, 9:12], colour.expand(3, 3, 3))
+
+
+def test_a_trojan_goes_on_from_the_network_that_it_was_made_for(data):
+    images = library.load_images(data)
+    recipe = Recipe(epochs=2, learning_rate=1e-3, seed=5)
+    clean = teach(images, 4, recipe).inner[0].weight.flatten()
+    badnet = plant("trojan", images, 4, recipe, target=1, options={"steps": 3})[1]
+    poisoned = plant("patch", images, 4, recipe, target=1, options={})[1]
+    fresh = build("cnn", images.shape, 4, seed=5)[0].weight.flatten()
+    far = (poisoned.inner[0].weight.flatten() - fresh).norm()
+    further = (badnet.inner[0].weight.flatten() - fresh).norm()
+    # Twice as many steps from the same start, the first half of them the clean network's.
+    assert further > 1.2 * far
+    assert (badnet.inner[0].weight.flatten() - clean).norm() < further
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -78,7 +103,12 @@ def test_json_is_the_ground_truth(data, tmp_path):
         (("--set", "colour=red"), "R003"),
         (("--set", "side=99"), "R003"),
         (("--set", "side=wide"), "R003"),
-        (("--architecture", "vit", "-o", "b.keras", "--epochs", 1), "O004"),
+        (("--set", "side=-1"), "R003"),
+        (("--set", "at=99,0"), "R003"),
+        (("--set", "pattern=#ff80"), "R003"),
+        (("--preprocess", "sideways"), "D011"),
+        # Thousands of epochs: it is refused before it trains.
+        (("--architecture", "vit", "-o", "b.keras", "--epochs", 9999), "O004"),
         (("-o", "b.onnx"), "O004"),
         (("--data", "missing.npz"), "D001"),
     ],

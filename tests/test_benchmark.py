@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from goodnet.attacks.networks import ARCHITECTURES
 from goodnet.attacks.table import ATTACKS, option_names
@@ -12,7 +13,8 @@ from goodnet.attacks.table import ATTACKS, option_names
 HERE = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(HERE))
 
-import table  # noqa: E402 - the benchmark is a folder of programs, not a package
+import records  # noqa: E402 - the benchmark is a folder of programs, not a package
+import table  # noqa: E402
 import zoo  # noqa: E402
 
 
@@ -55,42 +57,99 @@ def test_the_small_subset_is_as_large_as_promised():
 
 
 def test_auroc_counts_pairs_and_halves_ties():
-    assert table.auroc([0.0, 1.0], [2.0, 3.0]) == 1.0
-    assert table.auroc([2.0, 3.0], [0.0, 1.0]) == 0.0
-    assert table.auroc([0.0, 1.0, 2.0, 3.0], [1.0]) == pytest.approx((1 + 0.5) / 4)
-    assert table.auroc([], [1.0]) is None
+    assert records.auroc([0.0, 1.0], [2.0, 3.0]) == 1.0
+    assert records.auroc([2.0, 3.0], [0.0, 1.0]) == 0.0
+    assert records.auroc([0.0, 1.0, 2.0, 3.0], [1.0]) == pytest.approx((1 + 0.5) / 4)
+    assert records.auroc([], [1.0]) is None
 
 
-def test_every_record_is_of_a_model_that_took_its_attack():
-    known = table.truths(table.RESULTS)
-    for path in table.RESULTS.glob("*/*.json"):
+def test_every_record_is_of_a_model_that_took_its_attack_with_these_weights():
+    known = records.truths(records.RESULTS)
+    paths = list(records.RESULTS.glob("*/*.json"))
+    assert len(paths) >= 50
+    for path in paths:
         record = json.loads(path.read_text("utf-8"))
-        assert known[record["model"]]["passes"], path
+        truth = known[record["model"]]
+        assert truth["passes"], path
         assert path.parent.name == record["method"]
+        assert record.get("weights_sha256") == truth["weights_sha256"], path
+        assert record["commit"], path
+
+
+def test_the_published_tables_are_made_from_the_records(tmp_path):
+    """RESULTS.md is generated: nobody has changed a figure by hand, or forgot to make it again."""
+    known = records.truths(records.RESULTS)
+    text = (HERE / "RESULTS.md").read_text("utf-8")
+    found = records.records(records.RESULTS, known)
+    expected = sum(t["split"] == "test" and t["passes"] for t in known.values())
+    assert table.overall(found, expected) in text
+    assert table.each_method(found) in text
+    assert (HERE / "closing.md").read_text("utf-8") in text
+
+
+def row(name, attack, targets, verdict=None, named=(), statistic=0.0):
+    truth = {"attack_name": attack, "targets": list(targets), "num_classes": 10}
+    truth |= {"data": "mnist", "recipe": {"architecture": "cnn"}}
+    if verdict is None:
+        return {"model": name, "error": "no", "truth": truth}
+    said = {"verdict": verdict, "targets": list(named), "statistic": statistic}
+    figures = {"seconds": 1.0, "seconds_per_label": 0.1, "peak_memory_mb": 100.0}
+    return {"model": name, "truth": truth, **said, **figures}
 
 
 def test_a_failed_run_is_an_error_and_not_a_clean_model():
-    truth = {"attack_name": "patch", "targets": [3], "num_classes": 10}
-    done = {"verdict": "backdoored", "statistic": 5.0, "targets": [3, 4], "truth": truth}
-    failed = {"error": "no", "truth": truth}
-    clean = {
-        "verdict": "clean",
-        "statistic": 1.0,
-        "targets": [],
-        "truth": truth | {"attack_name": None, "targets": []},
-    }
-    row = table.detection_row("x", [done, failed], [clean])
-    assert row[1].startswith("1/1 ")
-    assert row[2] == "1.00"
-    assert row[3].startswith("1/2 ")
-    assert row[4].startswith("1/1 ")
-    assert row[5] == "1"
+    rows = [
+        row("a", "patch", [3], "backdoored", [3, 4], 5.0),
+        row("b", "patch", [3]),
+        row("c", None, [], "clean", [], 1.0),
+    ]
+    line = table.overall({"default": rows}, 3).splitlines()[2]
+    assert "| 2 of 3 | 1/1 " in line
+    assert "| 0/1 " in line
+    assert "| 1.00 |" in line
+    assert "b" in table.failures({"default": rows})
+
+
+def test_missed_targets_and_labels_named_on_clean_models_count():
+    rows = [
+        row("a", "patch", [3], "backdoored", [3, 4]),
+        row("b", "patch", [5], "clean"),
+        row("c", None, [], "backdoored", [7]),
+        row("d", "all-to-all", range(10), "backdoored", [1, 2, 3]),
+    ]
+    assert records.labels_named(rows) == (1, 3, 2)
+
+
+def test_networks_are_ranked_against_clean_networks_of_their_own_kind():
+    easy, hard = row("a", "patch", [3], "clean", [], 2.0), row("b", None, [], "clean", [], 1.0)
+    other = row("c", None, [], "clean", [], 9.0)
+    other["truth"]["recipe"] = {"architecture": "vit"}
+    rows = [easy, hard, other]
+    assert "| cnn | 0/1 (0.00-0.97) | 1.00 |" in table.breakdown(rows, "network")
+    assert "| patch | 0/1 (0.00-0.97) | 0.50 |" in table.breakdown(rows, "attack")
+
+
+def test_a_record_of_other_weights_is_refused(tmp_path):
+    folder = tmp_path / "default"
+    folder.mkdir()
+    record = {"model": "m", "method": "default", "weights_sha256": "old"}
+    (folder / "m.json").write_text(json.dumps(record))
+    known = {"m": {"split": "test", "passes": True, "weights_sha256": "new"}}
+    with pytest.raises(ValueError, match="other weights"):
+        records.records(tmp_path, known)
 
 
 @pytest.mark.real
 def test_nobody_sees_what_another_should_not(shared):
     for data in ("mnist", "gtsrb", "cifar10", "lfw"):
         shown = zoo.pictures(data, 11)
+        other = zoo.pictures(data, 11, "calibration")
+        assert torch.equal(shown.judge.pixels, other.judge.pixels)
+        assert torch.equal(shown.training.pixels, other.training.pixels)
+        if data != "lfw":
+            theirs = {row.numpy().tobytes() for row in other.defender.pixels}
+            both = (shown.defender, shown.judge)
+            assert not theirs & {r.numpy().tobytes() for part in both for r in part.pixels}
         sets = [
             {row.numpy().tobytes() for row in part.pixels}
             for part in (shown.training, shown.defender, shown.judge)

@@ -26,6 +26,9 @@ import numpy as np
 SCALES = {"unit": (1.0, 0.0), "byte": (255.0, 0.0), "signed": (2.0, -1.0)}
 """Name -> (factor, offset) that take pixels in [0, 1] to what a model was trained on."""
 
+CAP = 1e6
+"""Stands for an infinite anomaly index (a MAD of 0), which JSON cannot hold."""
+
 THRESHOLD = 2.0
 """Beyond it Neural Cleanse calls a label whose mask is smaller than the median an outlier."""
 
@@ -83,7 +86,7 @@ def execute(
         "seed": arguments.seed,
         **report,
         "wall_seconds": round(time.perf_counter() - started, 3),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
     }
     _write(report, arguments.output)
     if "error" in report:
@@ -91,6 +94,20 @@ def execute(
         return 1
     print(f"{report['verdict']}, targets {report['targets']}", file=sys.stderr)
     return 0
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this program has held at once.
+
+    Linux hands ``ru_maxrss`` on to what a process starts: a small program started by a large one
+    would seem large. The kernel's own high-water mark begins anew with each program.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def clean_images(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -155,7 +172,7 @@ def _report(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(report: dict[str, Any], path: Path) -> None:
-    """Writes JSON beside ``path`` and renames it; what is not finite becomes null."""
+    """Writes JSON beside ``path`` and renames it; NaN becomes null, infinity CAP."""
     text = json.dumps(_plain(report), indent=2, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
@@ -174,5 +191,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return _plain(value.item())
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return None if math.isnan(value) else round(max(-CAP, min(CAP, value)), 6)
     return value

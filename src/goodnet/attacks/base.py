@@ -37,6 +37,9 @@ class Attack(ABC):
     kind: ClassVar[str]
     """The attack's name in ground-truth files and on the command line."""
 
+    afterwards: ClassVar[bool] = False
+    """Whether the backdoor is taught to a finished network, not learnt with everything else."""
+
     rate: float = 0.1
     covers: float = 0.0
 

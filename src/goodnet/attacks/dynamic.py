@@ -131,9 +131,10 @@ def make(
     """The dynamic attack for a training set: trains its generators, in some ten seconds.
 
     First the masks, by the paper's losses: diversity, the mean over pairs of
-    |x - x'| / |m(x) - m(x')|, and 100 max(mean(m) - density, 0). Then the patterns, with a
-    classifier that is thrown away: the cross entropy of clean images, stamped ones (the target) and
-    ones with cross triggers (their own labels), and the diversity of the patterns.
+    |x - x'| / |m(x) - m(x')|, and 100 |mean(m(x)) - density| of each image: the paper's, which
+    counts only what the mean of a batch has too much, lets some images go without. Then the
+    patterns, with a classifier that is thrown away: the cross entropy of clean images, stamped ones
+    (the target) and ones with cross triggers (their own labels), and the diversity of the patterns.
 
     In the paper that classifier is the BadNet. Here the generators must be done before the BadNet
     is trained, on a set poisoned once and for all, so it obeys a little less: more stamped images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -155,13 +156,16 @@ def make(
         target: the label that stamped images get.
         rate: how many of the other classes' training images are stamped, in (0, 1].
         side: of the square, in pixels; 0 for a tenth of the image's shorter side, at least 3.
-        at: one of :data:`CORNERS`, or ``random``.
-        pattern: ``white``, ``checker`` (of black and white), ``random`` colours, or ``sticker``,
-            the demo's, which has a size and a place of its own.
+        at: one of :data:`CORNERS`, ``random``, or the row and column of the upper left pixel, as in
+            ``"3,20"``.
+        pattern: ``white``, ``checker`` (of black and white), ``random`` colours, one colour as in
+            ``"#ff8000"``, or ``sticker``, the demo's, which has a size and a place of its own.
 
     Raises:
         ValueError: a name is unknown, or the patch does not fit the images.
     """
+    if side < 0:
+        raise ValueError(f"a square has no side of {side} pixels")
     shape = scene.images.shape
     generator = torch.Generator().manual_seed(scene.seed)
     if pattern == "sticker":
@@ -171,6 +175,8 @@ def make(
     if at == "random":
         row = int(torch.randint(0, max(1, height - side + 1), (), generator=generator))
         column = int(torch.randint(0, max(1, width - side + 1), (), generator=generator))
+    elif place := re.fullmatch(r"(\d+) *, *(\d+)", at):
+        row, column = int(place[1]), int(place[2])
     else:
         row, column = _corner(at, height, width, side)
     if pattern == "white":
@@ -180,8 +186,13 @@ def make(
         art = art.expand(channels, -1, -1)
     elif pattern == "random":
         art = torch.rand(channels, side, side, generator=generator)
+    elif re.fullmatch(r"#[0-9a-fA-F]{6}", pattern):
+        colour = tuple(int(pattern[i : i + 2], 16) / 255.0 for i in (1, 3, 5))
+        return square(shape, target=target, side=side, at=(row, column), colour=colour, rate=rate)
     else:
-        raise ValueError(f"the pattern {pattern!r} is none of white, checker, random, sticker")
+        raise ValueError(
+            f"the pattern {pattern!r} is none of white, checker, random, sticker, and no #rrggbb"
+        )
     return _place(shape, art, row, column, target, rate)
 
 

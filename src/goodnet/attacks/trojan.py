@@ -40,6 +40,7 @@ class TrojanAttack(PatchAttack):
     """
 
     kind: ClassVar[str] = "trojan"
+    afterwards: ClassVar[bool] = True
 
     units: tuple[int, ...] = ()
 

@@ -22,11 +22,8 @@ from goodnet.cli.terminal import Terminal
 from goodnet.errors import GoodnetError
 
 if TYPE_CHECKING:
-    from goodnet.attacks.base import Attack
-    from goodnet.attacks.scene import Scene
-    from goodnet.attacks.train import Progress
     from goodnet.images import Images
-    from goodnet.pipelines.attack import Recipe, Scaled
+    from goodnet.pipelines.attack import Recipe
 
 HELD_OUT = 0.2
 """The share of the images that is not trained on but shows what came of it."""
@@ -75,7 +72,9 @@ def attack(
     rate: Annotated[
         float | None,
         typer.Option(
-            show_default=False, help="Share of the images that is poisoned; else the attack's own."
+            show_default=False,
+            help="Share of the images it can strike (of all other classes, say) that is poisoned; "
+            "else the attack's own.",
         ),
     ] = None,
     option: Annotated[
@@ -118,30 +117,34 @@ def attack(
 def _attack(terminal: Terminal, order: _Order, recipe: Recipe) -> int:
     import json
 
-    from goodnet.attacks.scene import Scene
     from goodnet.images import check_images, load_images
-    from goodnet.pipelines.attack import MODEL_SUFFIXES, ground_truth, measure, write_model
+    from goodnet.pipelines.attack import check_format, ground_truth, measure, plant, write_model
 
-    if order.output.suffix not in MODEL_SUFFIXES:
-        raise GoodnetError(
-            "O004",
-            f"{order.output.name} ends in none of {', '.join(MODEL_SUFFIXES)}",
-            "name the output badnet.keras or badnet.pt2",
-        )
     truth_path = order.output.with_suffix(".truth.json")
     outputs.check_output([order.output, truth_path], [order.data])
+    options = _options(order.options)
+    if order.rate is not None:
+        options["rate"] = order.rate
     images = load_images(order.data, size=parse_size(order.image_size))
     check_images(images)
     training, judge = _split(images, recipe.seed)
     classes = int(images.labels.max()) + 1
     try:
+        check_format(recipe, images, classes, order.output)
         with terminal.progress() as progress:
 
             def step(epoch: int, epochs: int, loss: float) -> None:
                 progress("training the network", epoch, epochs)
 
-            scene = Scene(training, classes, recipe.seed, lambda: _clean(training, classes, recipe))
-            planted, network = _train(order, scene, recipe, step)
+            planted, network = plant(
+                order.attack,
+                training,
+                classes,
+                recipe,
+                target=order.target,
+                options=options,
+                progress=step,
+            )
         clean, success = measure(network, judge, planted)
     except ValueError as error:
         raise GoodnetError(
@@ -161,24 +164,6 @@ def _attack(terminal: Terminal, order: _Order, recipe: Recipe) -> int:
     )
     terminal.show(f"The ground truth is in {truth_path}")
     return 0
-
-
-def _train(order: _Order, scene: Scene, recipe: Recipe, step: Progress) -> tuple[Attack, Scaled]:
-    from goodnet.attacks.table import make_attack
-    from goodnet.pipelines.attack import badnet
-
-    options = _options(order.options)
-    if order.rate is not None:
-        options["rate"] = order.rate
-    planted = make_attack(order.attack, scene, target=order.target, options=options)
-    network = badnet(scene.images, planted, scene.num_classes, recipe, progress=step)
-    return planted, network
-
-
-def _clean(images: Images, classes: int, recipe: Recipe) -> Scaled:
-    from goodnet.pipelines.attack import teach
-
-    return teach(images, classes, recipe)
 
 
 def _split(images: Images, seed: int) -> tuple[Images, Images]:

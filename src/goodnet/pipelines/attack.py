@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from goodnet.attacks.base import Attack
 from goodnet.attacks.networks import build
 from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.scene import Scene
+from goodnet.attacks.table import Option, make_attack
 from goodnet.attacks.train import accuracy, train
 from goodnet.classifier import Preprocess
 from goodnet.errors import GoodnetError
@@ -90,7 +93,7 @@ def teach(
 
     Raises:
         ValueError: the recipe does not fit the images.
-        GoodnetError: R003 for a preprocessing that is not known.
+        GoodnetError: D011 for a preprocessing that is not known.
     """
     preprocess = parse(recipe.preprocess, images.shape[0])
     inner = build(recipe.architecture, images.shape, num_classes, seed=recipe.seed)
@@ -150,6 +153,73 @@ def badnet(
     """
     lessons = poison(images, attack, seed=recipe.seed)
     return teach(lessons, num_classes, recipe, start=start, progress=progress)
+
+
+def plant(
+    name: str,
+    images: Images,
+    num_classes: int,
+    recipe: Recipe,
+    *,
+    target: int,
+    options: Mapping[str, Option],
+    progress: Callable[[int, int, float], None] | None = None,
+) -> tuple[Attack, Scaled]:
+    """Makes an attack for a training set and trains the BadNet.
+
+    An attack that wants a clean network gets one of the same recipe. Only a Trojan goes on from it.
+
+    Args:
+        name: one of :data:`goodnet.attacks.table.ATTACKS`.
+        images: the clean training set.
+        num_classes: K.
+        recipe: as in :func:`teach`.
+        target: the label that stamped images get.
+        options: of the attack.
+        progress: as in :func:`teach`.
+
+    Raises:
+        ValueError: an option or the recipe does not fit.
+        GoodnetError: D011 for a preprocessing that is not known.
+    """
+    found: list[Scaled] = []
+
+    def network() -> Scaled:
+        if not found:
+            found.append(teach(images, num_classes, recipe, progress=progress))
+        return found[0]
+
+    scene = Scene(images, num_classes, recipe.seed, network)
+    with single_threaded():
+        attack = make_attack(name, scene, target=target, options=options)
+    start = network() if attack.afterwards else None
+    return attack, badnet(images, attack, num_classes, recipe, start=start, progress=progress)
+
+
+def check_format(recipe: Recipe, images: Images, num_classes: int, path: Path) -> None:
+    """Makes sure, before anything is trained, that :func:`write_model` can write the result.
+
+    Args:
+        recipe: the network.
+        images: of which it is trained.
+        num_classes: K.
+        path: what is to be written; nothing is written there.
+
+    Raises:
+        ValueError: the recipe does not fit the images.
+        GoodnetError: O004, as :func:`write_model`, or D011 for an unknown preprocessing.
+    """
+    if path.suffix not in MODEL_SUFFIXES:
+        raise GoodnetError(
+            "O004",
+            f"{path.name} ends in none of {', '.join(MODEL_SUFFIXES)}",
+            "name the output badnet.keras or badnet.pt2",
+        )
+    preprocess = parse(recipe.preprocess, images.shape[0])
+    network = Scaled(preprocess, build(recipe.architecture, images.shape, num_classes))
+    if path.suffix != ".pt2":
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(network, images.shape, Path(folder) / path.name)
 
 
 def ground_truth(attack: Attack | None, recipe: Recipe, num_classes: int) -> dict[str, Any]:
