@@ -199,7 +199,7 @@ def settings() -> str:
     for name, options in zoo.description()["attack"].items():
         common = {k: v for k, v in options.items() if not isinstance(v, dict)}
         own = [f"{k}: {_words(v)}" for k, v in options.items() if isinstance(v, dict)]
-        lines.append([name, "; ".join(filter(None, [_words(common), *own])) or "as published"])
+        lines.append([name, "; ".join(filter(None, [_words(common), *own])) or "none"])
     return table(["attack", "options that differ from the attack's own defaults"], lines)
 
 
