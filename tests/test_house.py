@@ -22,7 +22,7 @@ LAYERS = (
     {"render"},
     {"pipelines"},
     {"evidence", "remedies"},
-    {"verdict", "statistics"},
+    {"verdict", "statistics", "calibration"},
     {"inversion", "perturbation", "head", "attacks"},
     {"preprocess"},
     {"reports"},
@@ -36,6 +36,7 @@ APART = {
     "render": {"pipelines", "evidence", "remedies"},
     "verdict": {"torch"},
     "statistics": {"torch"},
+    "calibration": {"torch"},
     "evidence": {"remedies"},
     "remedies": {"evidence"},
 }

@@ -1,7 +1,8 @@
 """Evidence: one file a channel, each a number for every label, with the trigger behind it.
 
 A channel is a function ``(Case, targets, ...) -> Evidence``; :data:`CHANNELS` names them. A new one
-is one new file and one line in that table.
+is one new file and one line in that table. Two look at the whole model instead of one label after
+the other: :mod:`goodnet.evidence.permutation` and :mod:`goodnet.evidence.augmentation`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from collections.abc import Callable
 
 from goodnet.evidence.case import Case, Effort, Evidence
 from goodnet.evidence.mask_l1 import mask_l1
+from goodnet.evidence.noise_margin import noise_margin
 from goodnet.evidence.universal_margin import universal_margin
 
 CHANNELS: dict[str, Callable[[Case, list[int], Effort], Evidence]] = {
     "universal_margin": universal_margin,
     "mask_l1": mask_l1,
+    "noise_margin": noise_margin,
 }
 
-__all__ = ["CHANNELS", "Case", "Effort", "Evidence", "mask_l1", "universal_margin"]
+__all__ = ["CHANNELS", "Case", "Effort", "Evidence", "mask_l1", "noise_margin", "universal_margin"]

@@ -1,0 +1,145 @@
+"""From a statistic to a p-value: by what the same statistic is on clean reference models.
+
+Numbers in, numbers out. A model's statistic is the largest score of its K labels. What a rank among
+M reference models says ends at 1 / (M + 1); beyond, the tail of all reference labels is taken to be
+exponential, which it is, far enough out, for scores with a normal, a gamma or an exponential tail
+(Pickands 1975, with shape 0). The p-value is that of the *predictive* law: the scale of the tail is
+known only as well as so many reference models can tell it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+TAIL = 0.1
+"""The share of the reference labels that the tail is fitted to."""
+
+FEWEST_MODELS = 8
+"""With fewer reference models there is no p-value."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What one statistic is on clean models.
+
+    Attributes:
+        scores: all reference labels' scores, ascending, float64 ``(n,)``.
+        start: where the tail begins.
+        share: of the labels that lie beyond it.
+        scale: mean excess over ``start`` of those.
+        models: how many models they belong to: the degrees of freedom of ``scale``. The labels of
+            one model are alike, so that they count once.
+        total: how many reference models there are.
+    """
+
+    scores: Floats
+    start: float
+    share: float
+    scale: float
+    models: int
+    total: int
+
+    def survival(self, score: float) -> float:
+        """The chance that a label of a clean model has at least this score.
+
+        Below the start of the tail the share of the reference labels, one added to both sides
+        (which keeps a rank honest); beyond it, with n models behind the scale b,
+        ``share * (1 + (score - start) / (n b)) ** -n``: an exponential tail whose scale has the
+        posterior that n exponential excesses leave of it.
+        """
+        if not np.isfinite(score):
+            return 1.0
+        if score <= self.start:
+            above = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
+            return (above + 1) / (len(self.scores) + 1)
+        beyond = (score - self.start) / (self.models * self.scale)
+        return float(self.share * (1.0 + beyond) ** -self.models)
+
+    def of_model(self, score: float, labels: int) -> float:
+        """The chance that the largest of so many labels of a clean model has at least this score.
+
+        ``1 - (1 - survival) ** labels``: right if labels were independent. They are not quite: that
+        makes the chance smaller, and the p-value careful.
+        """
+        survival = min(self.survival(score), 1.0)
+        if survival >= 1.0:
+            return 1.0
+        return float(-np.expm1(labels * np.log1p(-survival)))
+
+
+def reference(models: Sequence[ArrayLike]) -> Reference | None:
+    """What the scores of clean models' labels say of further ones.
+
+    Args:
+        models: the labels' scores of each reference model; a statistic of the whole model is one
+            number. NaN is left out.
+
+    Returns:
+        None where there are fewer than :data:`FEWEST_MODELS` models, or no spread.
+    """
+    rows = [np.asarray(row, dtype=np.float64).ravel() for row in models]
+    rows = [row[np.isfinite(row)] for row in rows]
+    rows = [row for row in rows if len(row)]
+    if len(rows) < FEWEST_MODELS:
+        return None
+    scores = np.sort(np.concatenate(rows))
+    # At least as many labels as models have to be in the tail, or a few models tell its scale.
+    wanted = min(max(round(TAIL * len(scores)), FEWEST_MODELS), len(scores) - 1)
+    start = float(scores[-wanted - 1])
+    excesses = scores[scores > start] - start
+    if len(excesses) == 0:
+        return None
+    behind = sum(bool((row > start).any()) for row in rows)
+    return Reference(
+        scores=scores,
+        start=start,
+        share=(len(excesses) + 1) / (len(scores) + 1),
+        scale=float(excesses.mean()),
+        models=behind,
+        total=len(rows),
+    )
+
+
+def combine(p_values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Weighted Bonferroni: ``min(1, min_i p_i / w_i)``, whatever the dependence of the p-values.
+
+    Args:
+        p_values: None for a test that could not be made; its weight is lost, not shared out, so
+            that the rule stays fixed in advance.
+        weights: above 0, with a sum of at most 1.
+
+    Returns:
+        None where no test could be made.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    if len(p_values) != len(weights) or min(weights) <= 0 or sum(weights) > 1 + 1e-9:
+        raise ValueError(f"weights {list(weights)} for {len(p_values)} p-values")
+    made = [p / w for p, w in zip(p_values, weights, strict=True) if p is not None]
+    return min(1.0, *made) if made else None
+
+
+def selected(p_values: ArrayLike, level: float = 0.05) -> list[int]:
+    """Which of many p-values stand out, with control of false discoveries.
+
+    Benjamini and Hochberg (1995): the k smallest, for the largest k with p_(k) <= k level / n.
+
+    Args:
+        p_values: ``(n,)``; NaN is never selected, but counts.
+        level: the expected share of false ones among those selected.
+
+    Returns:
+        Places in ``p_values``, the smallest p-value first.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(np.where(np.isnan(values), np.inf, values), kind="stable")
+    bounds = level * np.arange(1, len(values) + 1) / max(len(values), 1)
+    passed = np.flatnonzero(values[order] <= bounds)
+    return [int(i) for i in order[: passed[-1] + 1]] if len(passed) else []

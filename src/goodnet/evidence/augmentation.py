@@ -1,0 +1,137 @@
+"""What small changes of the image do: forward passes only.
+
+A backdoor whose trigger is a way to process an image (a warp, coarse levels, a filter, stripes)
+often fires, on some images, under a change of that kind that nobody optimised. Of a clean network a
+small change leaves the answers alone or scatters them; it does not send them to one label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from goodnet.evidence.case import Case, Evidence
+from goodnet.parallel import single_threaded
+
+Change = Callable[[Tensor], Tensor]
+"""Float images ``(n, C, H, W)`` in [0, 1] to the same."""
+
+WARPS, GRID = 6, 4
+LEVELS = (2, 3, 4, 6, 8)
+BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
+"""The thresholds of ordered dithering, in sixteenths."""
+
+
+def augmentation(case: Case, images: Tensor, labels: Tensor) -> Evidence:
+    """How far any of the changes prefers a label.
+
+    For a change a and a label t, let e(a, t) be the share of images of other classes that become t
+    under a, less the share that were t before. A label's number is the largest of
+    e(a, t) - max_{s != t} e(a, s) over the changes: how much more than any other label it gets.
+
+    Args:
+        case: the classifier; the images that triggers are fitted to are not used.
+        images: float32 ``(n, C, H, W)`` in [0, 1].
+        labels: int64 ``(n,)``.
+
+    Returns:
+        ``values[label]``: one number in [-1, 1], for every label.
+    """
+    classes = case.classifier.num_classes
+    every = list(changes(case.classifier.input_shape, case.seed))
+    with single_threaded():
+        before = _shares(case.classifier.logits(images).argmax(1), labels, classes)
+        best = torch.full((classes,), -1.0)
+        for done, (_, change) in enumerate(every):
+            case.progress("changing images a little", done, len(every))
+            after = case.classifier.logits(change(images).clamp(0.0, 1.0)).argmax(1)
+            excess = _shares(after, labels, classes) - before
+            top = excess.topk(2)
+            rival = torch.full((classes,), float(top.values[0]))
+            rival[top.indices[0]] = top.values[1]
+            best = torch.maximum(best, excess - rival)
+        case.progress("changing images a little", len(every), len(every))
+    return Evidence({label: (value,) for label, value in enumerate(best.tolist())})
+
+
+def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Change]]:
+    """The changes that are tried, by name.
+
+    Args:
+        shape: ``(C, H, W)`` of one image.
+        seed: of the warps and the noise.
+    """
+    channels, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    reach = max(1, round(min(height, width) / 16))
+    for down, right in ((reach, 0), (-reach, 0), (0, reach), (0, -reach)):
+        yield f"shift {down},{right}", _shift(down, right)
+    for levels in LEVELS:
+        yield f"{levels} levels", _levels(levels)
+        yield f"{levels} levels, dithered", _dithered(levels, height, width)
+    for turn in range(WARPS):
+        field = 2.0 * torch.rand(1, 2, GRID, GRID, generator=generator) - 1.0
+        yield f"warp {turn}", _warp(field / field.abs().mean(), height, width)
+    yield "brighter", lambda x: x.clamp_min(1e-6) ** 0.6
+    yield "darker", lambda x: x.clamp_min(1e-6) ** 1.6
+    yield "blurred", lambda x: functional.avg_pool2d(functional.pad(x, (1,) * 4, "replicate"), 3, 1)
+    yield "mixed", lambda x: 0.5 * x + 0.5 * x.roll(max(1, len(x) // 3), 0)
+    for waves in (2, 6):
+        ramp = torch.arange(width) / width
+        yield f"{waves} stripes", _add(40 / 255 * torch.sin(2.0 * math.pi * waves * ramp))
+    yield "noise", _add(0.1 * torch.randn(shape, generator=generator))
+    if channels == 3:
+        for name, gains in (
+            ("warm", (1.2, 1.0, 0.7)),
+            ("cold", (0.7, 1.0, 1.2)),
+            ("green", (0.8, 1.2, 0.8)),
+            ("violet", (1.2, 0.8, 1.2)),
+        ):
+            yield name, _scale(torch.tensor(gains).view(3, 1, 1))
+
+
+def _shares(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Of each label: the share of images of other classes that get it, ``(K,)``."""
+    hits = torch.bincount(answers[answers != labels], minlength=classes).float()
+    others = len(labels) - torch.bincount(labels, minlength=classes)
+    return hits / others.clamp_min(1)
+
+
+def _shift(down: int, right: int) -> Change:
+    return lambda x: torch.roll(x, (down, right), (2, 3))
+
+
+def _add(pattern: Tensor) -> Change:
+    return lambda x: (x + pattern).clamp(0.0, 1.0)
+
+
+def _scale(gains: Tensor) -> Change:
+    return lambda x: (x * gains).clamp(0.0, 1.0)
+
+
+def _levels(levels: int) -> Change:
+    return lambda x: (x * (levels - 1)).round() / (levels - 1)
+
+
+def _dithered(levels: int, height: int, width: int) -> Change:
+    thresholds = (torch.tensor(BAYER) + 0.5) / 16 - 0.5
+    tiled = thresholds.repeat(-(-height // 4), -(-width // 4))[:height, :width]
+    return lambda x: ((x * (levels - 1) + tiled).round() / (levels - 1)).clamp(0.0, 1.0)
+
+
+def _warp(field: Tensor, height: int, width: int) -> Change:
+    """Moves by a smooth field whose mean size is a 32nd of the image."""
+    smooth = functional.interpolate(field, (height, width), mode="bicubic", align_corners=True)
+    rows, columns = torch.linspace(-1.0, 1.0, height), torch.linspace(-1.0, 1.0, width)
+    places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
+    places = (places + smooth[0].permute(1, 2, 0) / 16).clamp(-1.0, 1.0)[None]
+
+    def change(x: Tensor) -> Tensor:
+        grid = places.expand(len(x), -1, -1, -1)
+        return functional.grid_sample(x, grid, mode="bilinear", align_corners=True)
+
+    return change

@@ -1,0 +1,116 @@
+"""P-values against simulation: their size on clean models, their power, their honesty when few."""
+
+import numpy as np
+import pytest
+
+from goodnet.calibration import FEWEST_MODELS, combine, reference, selected
+
+CLASSES = (10, 10, 12, 43)
+
+
+def scores(law, rng, labels):
+    """Scores of a clean model's labels; some models are a little wider than others."""
+    wide = np.exp(0.15 * rng.normal())
+    if law == "normal":
+        return wide * rng.normal(size=labels)
+    if law == "exponential":
+        return wide * rng.exponential(size=labels)
+    return wide * rng.gamma(3.0, 0.5, size=labels)
+
+
+def clean_p_values(law, models, rng, repeats=40, fresh=50):
+    """P-values of clean models, each batch by a reference of its own."""
+    found = []
+    for _ in range(repeats):
+        known = reference([scores(law, rng, int(rng.choice(CLASSES))) for _ in range(models)])
+        for _ in range(fresh):
+            labels = int(rng.choice(CLASSES))
+            found.append(known.of_model(scores(law, rng, labels).max(), labels))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("models", [20, 60])
+@pytest.mark.parametrize("law", ["normal", "gamma", "exponential"])
+def test_clean_models_are_called_as_rarely_as_stated(law, models):
+    p = clean_p_values(law, models, np.random.default_rng(5))
+    # 2,000 p-values, but only 40 references: wide bounds, which a wrong law would still break.
+    assert (p <= 0.01).mean() <= 0.022
+    assert 0.05 <= (p <= 0.1).mean() <= 0.15
+    assert 0.38 <= (p <= 0.5).mean() <= 0.62
+
+
+def test_a_thousand_classes_do_not_raise_more_alarms():
+    rng = np.random.default_rng(6)
+    known = reference([scores("normal", rng, 43) for _ in range(40)])
+    p = [known.of_model(scores("normal", rng, 1283).max(), 1283) for _ in range(400)]
+    assert np.mean(np.array(p) <= 0.01) <= 0.03
+
+
+def test_a_planted_label_is_found():
+    rng = np.random.default_rng(7)
+    known = reference([scores("gamma", rng, int(rng.choice(CLASSES))) for _ in range(40)])
+    p = [known.of_model(max(scores("gamma", rng, 10).max(), 9.0), 10) for _ in range(50)]
+    assert max(p) < 0.01
+
+
+def test_few_reference_models_make_a_careful_p_value():
+    rng = np.random.default_rng(8)
+    rows = [rng.exponential(size=10) for _ in range(400)]
+    few = [reference(rows[i : i + FEWEST_MODELS]) for i in range(0, 400, FEWEST_MODELS)]
+    assert {known.total for known in few} == {FEWEST_MODELS}
+    many = reference(rows).of_model(14.0, 10)
+    assert np.mean([known.of_model(14.0, 10) for known in few]) > 3 * many
+    assert reference(rows[: FEWEST_MODELS - 1]) is None
+    assert reference([[1.0]] * 20) is None, "no spread, no scale"
+
+
+def test_p_values_fall_as_scores_rise_and_never_leave_their_range():
+    rng = np.random.default_rng(9)
+    known = reference([rng.normal(size=10) for _ in range(30)])
+    p = [known.of_model(score, 10) for score in np.linspace(-5, 60, 400)]
+    assert all(0.0 < value <= 1.0 for value in p)
+    assert (np.diff(p) <= 1e-12).all()
+    assert known.of_model(float("nan"), 10) == 1.0
+    assert known.of_model(float("-inf"), 10) == 1.0
+
+
+def test_a_statistic_of_the_whole_model_is_one_number():
+    rng = np.random.default_rng(10)
+    p = []
+    for _ in range(40):
+        known = reference([[value] for value in rng.beta(2, 8, size=40)])
+        p += [known.of_model(value, 1) for value in rng.beta(2, 8, size=50)]
+    assert (np.array(p) <= 0.01).mean() <= 0.02
+    assert 0.05 <= (np.array(p) <= 0.1).mean() <= 0.15
+
+
+def test_bonferroni_holds_under_any_dependence():
+    rng = np.random.default_rng(11)
+    weights = (0.6, 0.2, 0.2)
+    same = rng.uniform(size=20000)
+    alike = [combine((p, p, p), weights) for p in same]
+    apart = [combine(tuple(rng.uniform(size=3)), weights) for _ in range(20000)]
+    for found in (alike, apart):
+        assert np.mean(np.array(found) <= 0.05) <= 0.055
+    assert combine((None, 0.01, None), weights) == pytest.approx(0.05)
+    assert combine((None, None, None), weights) is None
+    with pytest.raises(ValueError, match="weights"):
+        combine((0.1, 0.2), (0.7, 0.7))
+
+
+def test_false_discoveries_are_as_few_as_stated():
+    rng = np.random.default_rng(12)
+    false, power = [], []
+    for _ in range(400):
+        p = rng.uniform(size=43)
+        planted = rng.permutation(43)[: int(rng.integers(0, 22))]
+        p[planted] = rng.beta(0.05, 10.0, size=len(planted))
+        named = set(selected(p))
+        false.append(len(named - set(planted.tolist())) / max(1, len(named)))
+        if len(planted):
+            power.append(len(named & set(planted.tolist())) / len(planted))
+    assert np.mean(false) <= 0.06
+    assert np.mean(power) > 0.8
+    assert selected([0.5, 0.9]) == []
+    assert selected([0.9, 0.001, float("nan")]) == [1]
+    assert selected([]) == []
