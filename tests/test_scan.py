@@ -13,7 +13,8 @@ from goodnet.errors import GoodnetError
 from goodnet.images import Images
 from goodnet.inversion import PAPER
 from goodnet.pipelines.load import load
-from goodnet.pipelines.scan import load_report, save_report, scan
+from goodnet.pipelines.saved import load_report, save_report
+from goodnet.pipelines.scan import scan
 from goodnet.reports import ScanReport
 
 

@@ -95,7 +95,7 @@ def write_scan(folder: Path, report: ScanReport, repair: RepairReport | None = N
     Raises:
         GoodnetError: O001 or O002 when a file cannot be written.
     """
-    from goodnet.pipelines.scan import save_report
+    from goodnet.pipelines.saved import save_report
     from goodnet.render.pictures import write_pngs
 
     json_path, _, html_path = scan_files(folder)

@@ -82,7 +82,7 @@ def _document(
     confidences: Tensor,
     names: tuple[str, ...] | None,
 ) -> dict[str, object]:
-    from goodnet.pipelines.scan import model_ref
+    from goodnet.pipelines.conclude import model_ref
     from goodnet.version import __version__
 
     def name(label: int) -> str | None:

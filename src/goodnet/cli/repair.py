@@ -114,7 +114,7 @@ def _repair(terminal: Terminal, request: Request) -> int:
     reports = [request.report] if request.report else []
     outputs.check_output(request.files, [*request.source.paths(), *reports])
     from goodnet.pipelines.repair import repair as cure
-    from goodnet.pipelines.scan import load_report
+    from goodnet.pipelines.saved import load_report
 
     scanned = load_report(request.report) if request.report else None
     classifier, images = inputs.read(terminal, request.source)

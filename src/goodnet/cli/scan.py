@@ -159,7 +159,7 @@ def deliver(
 
 def _write(terminal: Terminal, report: ScanReport, wanted: Format, output: Path) -> None:
     if wanted == Format.JSON:
-        from goodnet.pipelines.scan import save_report
+        from goodnet.pipelines.saved import save_report
 
         save_report(report, output)
     elif wanted == Format.HTML:

@@ -8,7 +8,7 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images, wrong_size
-from goodnet.pipelines.scan import data_ref, model_ref
+from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.reports import Evaluation
 from goodnet.statistics import proportion
 from goodnet.version import __version__

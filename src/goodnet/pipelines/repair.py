@@ -18,7 +18,8 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case
 from goodnet.images import Images, check_images
 from goodnet.parallel import Progress, silent
-from goodnet.pipelines.scan import FINE, check_seed, count_hits, data_ref, model_ref, scan
+from goodnet.pipelines.conclude import count_hits, data_ref, model_ref
+from goodnet.pipelines.scan import FINE, check_seed, scan
 from goodnet.preprocess import balanced
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport

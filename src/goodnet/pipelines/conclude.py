@@ -1,0 +1,232 @@
+"""From what the channels measured to a report: verdict, reasons, one row for each label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from goodnet import verdict
+from goodnet.classifier import Classifier
+from goodnet.evidence import Effort, Evidence
+from goodnet.images import Images
+from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
+from goodnet.statistics import proportion
+from goodnet.trigger import Trigger
+from goodnet.version import __version__
+
+SHOWN = 4
+"""Held-out images that a report shows triggers on."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The usable clean images in two: those that triggers are fitted to, those that judge them."""
+
+    fit: Tensor
+    fit_labels: Tensor
+    held: Tensor
+    held_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the channels found."""
+
+    labels: list[int]
+    reference: list[int]
+    ranking: dict[int, float]
+    margins: Evidence
+    masks: Evidence
+
+
+def conclude(
+    classifier: Classifier,
+    images: Images,
+    right: Tensor,
+    split: Split,
+    measured: Measured,
+    method: str,
+    seed: int,
+) -> ScanReport:
+    """The report of a scan.
+
+    Args:
+        classifier: what was scanned.
+        images: all clean images.
+        right: bool ``(N,)``, whether the model classifies an image correctly.
+        split: the images that triggers were fitted to, and those that judge them.
+        measured: what the channels found.
+        method: one of :data:`goodnet.pipelines.scan.METHODS`; it chooses the rule.
+        seed: of the scan.
+    """
+    sizes = {label: values[0] for label, values in measured.masks.values.items()}
+    scores = verdict.combine(measured.labels, measured.margins.values, sizes, measured.reference)
+    default = method == "default"
+    classes = classifier.num_classes
+    targets = verdict.flagged(scores, classes) if default else verdict.neural_cleanse(scores)
+    few = default and len(measured.labels) < verdict.FEW_CLASSES
+    if few:
+        targets = []
+    suspects = verdict.flagged(scores, classes, verdict.SUSPICION) if default else []
+    usable = len(split.fit) + len(split.held)
+    doubts = verdict.doubts(
+        images=usable if usable < verdict.FEW_IMAGES else len(images),
+        measured=len(sizes.keys() & measured.margins.values.keys() if default else sizes),
+        wanted=len(measured.labels),
+        compared=len(measured.labels),
+    )
+    answer, reasons = _answer(targets, suspects, doubts, scores, classes, default)
+    report = ScanReport(
+        version=__version__,
+        verdict=answer,
+        method=method,
+        reasons=reasons,
+        p_value=None,
+        targets=targets,
+        labels=_rows(classifier, split, measured, scores, targets),
+        clean_accuracy=proportion(int(right.sum()), len(images)),
+        preprocess=classifier.preprocess.name,
+        seed=seed,
+        seconds=0.0,
+        settings=_settings(measured, split, method),
+        model=model_ref(classifier),
+        data=data_ref(images),
+        class_names=list(images.class_names) if images.class_names else None,
+    )
+    report._triggers.update({label: t[0] for label, t in measured.masks.triggers.items()})
+    report._perturbations.update({label: list(t) for label, t in measured.margins.triggers.items()})
+    shown = torch.arange(min(SHOWN, len(split.held)))
+    report._samples = Images((split.held[shown] * 255).round().byte(), split.held_labels[shown])
+    return report
+
+
+def _answer(
+    targets: list[int],
+    suspects: list[int],
+    doubts: list[str],
+    scores: verdict.Scores,
+    classes: int,
+    default: bool,
+) -> tuple[Verdict, list[str]]:
+    bar = (
+        verdict.threshold(classes, compared=len(scores.labels))
+        if default
+        else verdict.NEURAL_CLEANSE_THRESHOLD
+    )
+    rule = (
+        f"score at least {bar:.2f} for {classes} classes (uncalibrated index)"
+        if default
+        else "anomaly index above 2 (Wang et al. 2019); a clean model is often flagged by it"
+    )
+    values = scores.score if default else scores.anomaly_index
+    by_label = dict(zip(scores.labels, values.tolist(), strict=True))
+    if default and len(scores.labels) < verdict.FEW_CLASSES:
+        return "inconclusive", doubts
+    if targets:
+        return "backdoored", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in targets]
+    if suspects:
+        return "suspicious", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in suspects]
+    if doubts:
+        return "inconclusive", doubts
+    return "clean", [f"no label reaches the rule: {rule}"]
+
+
+def _rows(
+    classifier: Classifier,
+    split: Split,
+    measured: Measured,
+    scores: verdict.Scores,
+    targets: list[int],
+) -> list[LabelEvidence]:
+    leading = scores.score if measured.margins.values else np.nan_to_num(scores.anomaly_index)
+    order = [scores.labels[i] for i in np.argsort(-leading, kind="stable")]
+    place = {label: index for index, label in enumerate(scores.labels)}
+    others = sorted(
+        (label for label in measured.ranking if label not in place),
+        key=lambda label: -measured.ranking[label],
+    )
+    partial = len(measured.reference) < len(measured.labels)
+    rows = []
+    for rank, label in enumerate([*order, *others], start=1):
+        index = place.get(label)
+        if index is None:
+            rows.append(LabelEvidence(label=label, rank=rank, margin=measured.ranking[label]))
+            continue
+        budgets = measured.margins.values.get(label, ())
+        trigger = measured.masks.triggers.get(label)
+        mask = measured.masks.values.get(label)
+        rows.append(
+            LabelEvidence(
+                label=label,
+                rank=rank,
+                margin=measured.ranking.get(label),
+                margins={f"{b:g}": m for b, m in zip(Effort().budgets, budgets, strict=False)},
+                margin_index=_finite(scores.margin_index[index]),
+                mask_l1=mask[0] if mask else None,
+                anomaly_index=_finite(scores.anomaly_index[index]),
+                mask_index=_finite(scores.mask_index[index]),
+                score=_finite(scores.score[index]) if measured.margins.values else None,
+                attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)
+                if trigger
+                else None,
+                control=partial and label in measured.reference,
+                flagged=label in targets,
+            )
+        )
+    return rows
+
+
+def attack_success(
+    classifier: Classifier, trigger: Trigger, images: Tensor, labels: Tensor
+) -> Proportion | None:
+    """Share of other classes' images that the trigger sends to its target; None without images."""
+    others = images[labels != trigger.target]
+    if not len(others):
+        return None
+    return proportion(count_hits(classifier, trigger.apply(others), trigger.target), len(others))
+
+
+def count_hits(classifier: Classifier, images: Tensor, target: int) -> int:
+    """How many of ``images`` become ``target``; a NaN is no answer, although argmax names one."""
+    logits = classifier.logits(images)
+    return int(((logits.argmax(1) == target) & logits.isfinite().all(1)).sum())
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _settings(measured: Measured, split: Split, method: str) -> dict[str, float | int | str]:
+    return {
+        "labels_measured": len(measured.labels),
+        "controls": len(measured.reference)
+        if len(measured.reference) < len(measured.labels)
+        else 0,
+        "fit_images": len(split.fit),
+        "held_out_images": len(split.held),
+        "method": method,
+    }
+
+
+def model_ref(classifier: Classifier) -> ModelRef:
+    """What a report says about the model."""
+    return ModelRef(
+        path=classifier.path,
+        sha256=classifier.sha256,
+        kind=classifier.network.kind,
+        num_classes=classifier.num_classes,
+        input_shape=classifier.input_shape,
+    )
+
+
+def data_ref(images: Images) -> DataRef:
+    """What a report says about the images."""
+    return DataRef(
+        path=images.path,
+        sha256=images.sha256,
+        images=len(images),
+        classes=len(torch.unique(images.labels)),
+    )
