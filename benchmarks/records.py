@@ -53,8 +53,8 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     temporary.rename(folder / "zoo.json")
 
 
-def records(folder: Path, known: dict[str, Record]) -> dict[str, list[Record]]:
-    """Method -> records of models of the test split, each with its truth beside it.
+def records(folder: Path, known: dict[str, Record], split: str) -> dict[str, list[Record]]:
+    """Method -> records of models of a split, each with its truth beside it.
 
     Raises:
         ValueError: a record is of other weights than its model has.
@@ -64,7 +64,7 @@ def records(folder: Path, known: dict[str, Record]) -> dict[str, list[Record]]:
         for path in sorted((folder / method).glob("*.json")):
             record = json.loads(path.read_text("utf-8"))
             truth = known.get(record["model"])
-            if truth is None or truth["split"] != "test" or not truth["passes"]:
+            if truth is None or truth["split"] != split or not truth["passes"]:
                 continue
             if record.get("weights_sha256", truth["weights_sha256"]) != truth["weights_sha256"]:
                 raise ValueError(f"{path} is of other weights than {record['model']} has now")

@@ -166,6 +166,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a scan may take")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    zoo.need_data()
     given.method = given.method or ["default"]
     if given.one:
         method = given.method[0]

@@ -232,22 +232,23 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("-o", "--output", type=Path, default=zoo.HERE / "RESULTS.md")
+    parser.add_argument("--split", choices=["test", "calibration"], default="test")
     given = parser.parse_args()
     if given.zoo.is_dir():
         summarise_zoo(given.zoo, given.results)
     known = truths(given.results)
-    found = records(given.results, known)
+    found = records(given.results, known, given.split)
     rows = found.get("default", [])
-    expected = sum(t["split"] == "test" and t["passes"] for t in known.values())
-    closing = zoo.HERE / "closing.md"
+    expected = sum(t["split"] == given.split and t["passes"] for t in known.values())
+    closing, published = zoo.HERE / "closing.md", given.output.parent == zoo.HERE
     parts = [
-        (zoo.HERE / "preface.md").read_text("utf-8"),
+        (zoo.HERE / "preface.md").read_text("utf-8") if published else "# Results\n",
         the_zoo(known),
-        "## All models of the test split\n",
+        f"## All models of the {given.split} split\n",
         overall(found, expected),
         "## Side by side, on the same models\n",
         same_models(found),
-        *([closing.read_text("utf-8")] if given.output.parent == zoo.HERE else []),
+        *([closing.read_text("utf-8")] if published else []),
         "## By attack, network and data\n",
         each_method(found),
         "## Reversed masks against the true ones\n",

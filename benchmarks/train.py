@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="setups whose name contains this")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
+    zoo.need_data()
     chosen = [
         setup
         for setup in zoo.setups()

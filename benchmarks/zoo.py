@@ -55,6 +55,12 @@ class Pictures:
     num_classes: int
 
 
+def need_data() -> None:
+    """Ends the program where the pictures are missing."""
+    if not SHARED.is_dir():
+        raise SystemExit("the benchmark's pictures (../shared/data) are not on this machine")
+
+
 def description(path: Path = HERE / "zoo.toml") -> dict[str, Any]:
     """The file as it stands."""
     return tomllib.loads(path.read_text("utf-8"))

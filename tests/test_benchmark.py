@@ -49,11 +49,19 @@ def test_attacks_and_their_options_exist():
     assert set(ATTACKS) == {zoo.attack_options(n, "mnist")[0] for n in zoo.description()["attack"]}
 
 
-def test_the_small_subset_is_as_large_as_promised():
-    small = [setup for setup in zoo.setups() if setup.small]
-    assert all(setup.split == "test" for setup in small)
+@pytest.mark.parametrize("split", ["test", "calibration"])
+def test_the_small_subset_is_as_large_as_promised(split):
+    small = [setup for setup in zoo.setups() if setup.small and setup.split == split]
     assert len(small) >= 8
     assert sum(len(setup.attacks) for setup in small) >= 16
+    assert len({attack for setup in small for attack in setup.attacks}) >= 10
+
+
+def test_the_quick_benchmark_never_looks_at_the_test_models():
+    lines = (HERE.parent / "Makefile").read_text("utf-8").split("bench-small: setup")[1]
+    programs = [line for line in lines.splitlines() if "benchmarks/" in line]
+    assert len(programs) == 3
+    assert all("--split calibration" in line for line in programs)
 
 
 def test_auroc_counts_pairs_and_halves_ties():
@@ -80,7 +88,7 @@ def test_the_published_tables_are_made_from_the_records(tmp_path):
     """RESULTS.md is generated: nobody has changed a figure by hand, or forgot to make it again."""
     known = records.truths(records.RESULTS)
     text = (HERE / "RESULTS.md").read_text("utf-8")
-    found = records.records(records.RESULTS, known)
+    found = records.records(records.RESULTS, known, "test")
     expected = sum(t["split"] == "test" and t["passes"] for t in known.values())
     assert table.overall(found, expected) in text
     assert table.each_method(found) in text
@@ -136,7 +144,7 @@ def test_a_record_of_other_weights_is_refused(tmp_path):
     (folder / "m.json").write_text(json.dumps(record))
     known = {"m": {"split": "test", "passes": True, "weights_sha256": "new"}}
     with pytest.raises(ValueError, match="other weights"):
-        records.records(tmp_path, known)
+        records.records(tmp_path, known, "test")
 
 
 @pytest.mark.real
