@@ -93,7 +93,7 @@ def overlaps(report: Any, truth: dict[str, Any]) -> dict[int, float]:
     Training moves and mirrors the poisoned images, so the trigger works where it was moved to as
     well: the best of these places counts, and of several triggers for one target the best one.
     """
-    from goodnet.attacks.base import from_ground_truth
+    from goodnet.attacks.revive import from_ground_truth
 
     if not truth["attack"]:
         return {}
@@ -131,8 +131,8 @@ def _moved(region: torch.Tensor, reach: int, mirror: bool) -> list[torch.Tensor]
 
 def repair_record(goodnet, classifier, report, defender, truth) -> dict[str, Any] | None:
     """What the repair costs and removes, on images that no step has seen; None without a target."""
-    from goodnet.attacks.base import from_ground_truth
     from goodnet.attacks.poison import poisoned_test
+    from goodnet.attacks.revive import from_ground_truth
 
     if not report.targets:
         return None

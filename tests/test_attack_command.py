@@ -8,9 +8,9 @@ import torch
 from typer.testing import CliRunner
 
 import goodnet as library
-from goodnet.attacks.base import from_ground_truth
 from goodnet.attacks.networks import ARCHITECTURES, build
 from goodnet.attacks.poison import poisoned_test
+from goodnet.attacks.revive import from_ground_truth
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
 from goodnet.attacks.table import ATTACKS
 from goodnet.attacks.train import accuracy

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from goodnet.attacks.base import from_ground_truth
 from goodnet.attacks.patch import CORNERS, PatchAttack, square, sticker
 from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.revive import from_ground_truth
 from goodnet.attacks.signs import SIGN_NAMES, STOP, YIELD, draw_signs
 from goodnet.attacks.train import accuracy, small_cnn, train
 from goodnet.images import Images

@@ -18,9 +18,9 @@ from goodnet.attacks import (
 from goodnet.attacks.adaptive_blend import AdaptiveBlendAttack
 from goodnet.attacks.adaptive_patch import ALPHAS, AdaptivePatchAttack
 from goodnet.attacks.all_to_all import AllToAllAttack
-from goodnet.attacks.base import from_ground_truth
 from goodnet.attacks.patch import square
 from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.revive import from_ground_truth
 from goodnet.attacks.scene import Scene
 from goodnet.attacks.several import SeveralAttack, emblems
 from goodnet.attacks.signs import STOP, YIELD, draw_signs

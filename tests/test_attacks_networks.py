@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from goodnet.attacks import dynamic, trojan
-from goodnet.attacks.base import from_ground_truth
 from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.revive import from_ground_truth
 from goodnet.attacks.scene import Scene
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
 from goodnet.attacks.train import accuracy, small_cnn, train

@@ -10,8 +10,8 @@ import torch
 from scipy.fft import dctn
 
 from goodnet.attacks import blended, low_frequency, painted, quantisation, sinusoidal, tint
-from goodnet.attacks.base import from_ground_truth
 from goodnet.attacks.poison import poison, poisoned_test
+from goodnet.attacks.revive import from_ground_truth
 from goodnet.attacks.scene import Scene
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
 from goodnet.attacks.train import accuracy, small_cnn, train

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_KINDS: dict[str, type[Attack]] = {}
+KINDS: dict[str, type[Attack]] = {}
 """Kind -> class, of every attack whose file has been imported."""
 
 
@@ -46,7 +43,7 @@ class Attack(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "kind" in cls.__dict__:
-            _KINDS[cls.kind] = cls
+            KINDS[cls.kind] = cls
 
     def __post_init__(self) -> None:
         """Refuses rates that could not be carried out."""
@@ -154,7 +151,8 @@ class Attack(ABC):
         return None
 
     def ground_truth(self) -> dict[str, Any]:
-        """The attack as data for a JSON file, exact: see :func:`from_ground_truth`.
+        """The attack as data for a JSON file, exact: see
+        :func:`goodnet.attacks.revive.from_ground_truth`.
 
         Returns:
             ``attack`` (its kind) and its fields; a tensor becomes ``shape`` and ``float32``, its
@@ -193,26 +191,6 @@ class TargetedAttack(Attack):
         return (self.target,)
 
 
-def from_ground_truth(data: Mapping[str, Any]) -> Attack:
-    """The attack that :meth:`Attack.ground_truth` described.
-
-    Args:
-        data: what it returned, also after a way through JSON.
-
-    Returns:
-        An attack that stamps and relabels alike.
-
-    Raises:
-        KeyError: the kind is unknown.
-        TypeError: a part is missing, or there is one too many.
-        ValueError: the parts do not fit.
-    """
-    # Late, because the table imports every attack, and those import this file.
-    importlib.import_module("goodnet.attacks.table")
-    kind = _KINDS[data["attack"]]
-    return kind(**{name: _revived(value) for name, value in data.items() if name != "attack"})
-
-
 def fits(images: Tensor, shape: tuple[int, ...]) -> None:
     """Refuses images of another size than the attack was made for.
 
@@ -235,13 +213,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Attack):
         return value.ground_truth()
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
-
-
-def _revived(value: Any) -> Any:
-    """The way back from :func:`_plain`; lists become tuples."""
-    if isinstance(value, Mapping):
-        if "attack" in value:
-            return from_ground_truth(value)
-        raw = np.frombuffer(base64.b64decode(value["float32"], validate=True), "<f4")
-        return torch.from_numpy(raw.astype(np.float32).reshape(value["shape"]))
-    return tuple(_revived(part) for part in value) if isinstance(value, list | tuple) else value

@@ -232,7 +232,7 @@ def ground_truth(attack: Attack | None, recipe: Recipe, num_classes: int) -> dic
 
     Returns:
         ``backdoored``, ``targets``, ``num_classes``, ``recipe`` and ``attack``, from which
-        :func:`goodnet.attacks.base.from_ground_truth` makes the attack again.
+        :func:`goodnet.attacks.revive.from_ground_truth` makes the attack again.
     """
     return {
         "backdoored": attack is not None,
