@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -56,8 +63,11 @@ def run_blocks(
     size: Callable[[Block], int],
     workers: int | None = None,
     progress: Progress = silent,
-) -> list[Result]:
-    """``[work(block, stop) for block in blocks]``, several at a time, in the order of ``blocks``.
+    deadline: float | None = None,
+    known: Mapping[int, Result] | None = None,
+    keep: Callable[[int, Result], None] | None = None,
+) -> dict[int, Result]:
+    """``{i: work(blocks[i], stop)}``, several at a time, in the order of ``blocks``.
 
     Args:
         work: a pure function of its block; it should look at ``stop`` between steps and raise
@@ -67,14 +77,20 @@ def run_blocks(
         size: how much a block counts in the progress (labels, say).
         workers: threads; by default one a core.
         progress: called here, in the calling thread.
+        deadline: a time of :func:`time.monotonic`; what is not done by then is given up.
+        known: results that an earlier run has left.
+        keep: called here with each new result, so that a later run knows it.
+
+    Returns:
+        A result for each block, in their order; without those that the deadline has cut off.
 
     Raises:
         KeyboardInterrupt: after the workers have stopped.
     """
-    total, done = sum(map(size, blocks)), 0
+    results: dict[int, Result] = dict(known or {})
+    total, done = sum(map(size, blocks)), sum(size(blocks[index]) for index in results)
     stop = Stop()
-    results: dict[int, Result] = {}
-    progress(stage, 0, total)
+    progress(stage, done, total)
 
     def worker(block: Block) -> Result:
         torch.set_num_threads(1)
@@ -85,17 +101,29 @@ def run_blocks(
         try:
             # An interruption while the work is handed out must reach the workers as well.
             for index, block in enumerate(blocks):
-                pending[pool.submit(worker, block)] = index
+                if index not in results:
+                    pending[pool.submit(worker, block)] = index
             while pending:
                 finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in finished:
                     index = pending.pop(future)
-                    results[index] = future.result()
+                    try:
+                        results[index] = future.result()
+                    except (Stopped, CancelledError):
+                        if not stop.is_set():
+                            raise
+                        continue
+                    if keep is not None:
+                        keep(index, results[index])
                     done += size(blocks[index])
                     progress(stage, done, total)
+                if deadline is not None and time.monotonic() >= deadline and not stop.is_set():
+                    stop.set()
+                    for future in pending:
+                        future.cancel()
         except BaseException:
             stop.set()
             for future in pending:
                 future.cancel()
             raise
-    return [results[index] for index in range(len(blocks))]
+    return dict(sorted(results.items()))

@@ -133,7 +133,14 @@ def neural_cleanse(scores: Scores) -> list[int]:
     return [scores.labels[i] for i in order if scores.anomaly_index[i] > NEURAL_CLEANSE_THRESHOLD]
 
 
-def doubts(*, images: int, measured: int, wanted: int, compared: int) -> list[str]:
+def skipped_words(labels: int) -> str:
+    """The reason that belongs into every report of a scan that ran out of time."""
+    return f"{labels} labels were skipped: the budget of time was spent"
+
+
+def doubts(
+    *, images: int, measured: int, wanted: int, compared: int, skipped: int = 0
+) -> list[str]:
     """Why "no evidence" would not be an honest answer; empty if it would.
 
     Args:
@@ -141,12 +148,15 @@ def doubts(*, images: int, measured: int, wanted: int, compared: int) -> list[st
         measured: labels whose every channel came to a result.
         wanted: labels that should have one.
         compared: labels that were measured; with 2 there is nothing to be an outlier of.
+        skipped: labels that there was no time for.
     """
     found = []
     if images < FEW_IMAGES:
         found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
     if measured < 2 * wanted / 3 or not wanted:
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
+    if skipped:
+        found.append(skipped_words(skipped))
     if compared < FEW_CLASSES:
         found.append(f"with {compared} labels none can be an outlier among the others")
     return found

@@ -64,7 +64,9 @@ def run(work: Callable[[Terminal], int]) -> int:
 def interrupted() -> GoodnetError:
     """The R001 error."""
     return GoodnetError(
-        "R001", "interrupted; no output was left half-written", "run it again when you like"
+        "R001",
+        "interrupted; no output was left half-written",
+        "run it again when you like; a scan with '-o FOLDER' goes on where it stopped",
     )
 
 

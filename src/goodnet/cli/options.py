@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -136,6 +137,24 @@ def parse_labels(text: str | None) -> list[int] | None:
         raise GoodnetError(
             "R003", f"--labels {text!r} is no list of numbers", "give them as in --labels 0,3,7"
         ) from error
+
+
+def parse_time(text: str | None) -> float | None:
+    """``"90s"``, ``"5m"``, ``"1.5h"`` or plain seconds, as seconds.
+
+    Raises:
+        GoodnetError: R003 for anything else, and for no time at all.
+    """
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    try:
+        seconds = float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise GoodnetError("R003", f"--budget {text!r} is no time", "give, say, 90s, 5m or 1h")
+    return seconds
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

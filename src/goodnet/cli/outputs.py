@@ -83,6 +83,11 @@ def scan_files(folder: Path) -> list[Path]:
     return [folder / name for name in ("scan.json", "scan.triggers.safetensors", "report.html")]
 
 
+def state_folder(output: Path | None) -> Path | None:
+    """Where a scan keeps what it has measured, until it is done: in the folder of its output."""
+    return output / ".unfinished" if output is not None and is_folder(output) else None
+
+
 def write_scan(folder: Path, report: ScanReport, repair: RepairReport | None = None) -> None:
     """Writes everything that a scan has to say.
 

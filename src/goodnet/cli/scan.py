@@ -21,6 +21,7 @@ from goodnet.cli.options import (
     Seed,
     Workers,
     parse_labels,
+    parse_time,
 )
 from goodnet.cli.terminal import Terminal
 
@@ -41,6 +42,7 @@ class Request:
     exhaustive: bool
     format: Format | None
     output: Path | None
+    budget: str | None
     seed: int
     workers: int | None
 
@@ -76,6 +78,14 @@ def scan(
             "triggers, report.html and pictures.",
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            show_default=False,
+            help="End after so long (90s, 5m, 1h) with what there is; skipped labels are told.",
+        ),
+    ] = None,
     seed: Seed = 0,
     workers: Workers = None,
 ) -> None:
@@ -83,15 +93,17 @@ def scan(
 
     Is there one, for which labels, and what does the trigger look like?
 
+    With a folder as output, a scan that was ended goes on where it stopped when it is run again.
+
     Exit code 0: none found. 1: backdoor found. 2: not decided, or the scan failed.
     """
     source = inputs.Source(model, data, architecture, preprocess, image_size)
-    request = Request(source, method, labels, exhaustive, format, output, seed, workers)
+    request = Request(source, method, labels, exhaustive, format, output, budget, seed, workers)
     raise typer.Exit(run(lambda terminal: _scan(terminal, request)))
 
 
 def _scan(terminal: Terminal, request: Request) -> int:
-    labels = parse_labels(request.labels)
+    labels, budget = parse_labels(request.labels), parse_time(request.budget)
     _check(request)
     from goodnet.pipelines.scan import scan as look
 
@@ -107,6 +119,8 @@ def _scan(terminal: Terminal, request: Request) -> int:
             seed=request.seed,
             workers=request.workers,
             progress=progress,
+            budget=budget,
+            state=outputs.state_folder(request.output),
         )
     deliver(terminal, report, request.format, request.output)
     return EXIT_CODES[report.verdict]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goodnet.evidence.case import Case, Effort, Evidence
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.mask_l1 import mask_l1
 from goodnet.evidence.noise_margin import noise_margin
 from goodnet.evidence.universal_margin import universal_margin

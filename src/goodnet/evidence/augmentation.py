@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from goodnet.evidence.case import Case, Evidence
+from goodnet.evidence.case import Case
+from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import single_threaded
 
 Change = Callable[[Tensor], Tensor]

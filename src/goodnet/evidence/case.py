@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.evidence.evidence import Evidence
+from goodnet.evidence.store import Store
 from goodnet.inversion import QUICK, InversionSettings
 from goodnet.parallel import Progress, silent
-from goodnet.trigger import Trigger
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Case:
         seed: of everything random.
         workers: threads, or None for one a core.
         progress: told how many labels are done.
+        deadline: a time of :func:`time.monotonic` after which no label is measured any more.
+        store: keeps what was measured, for a later run; None to keep nothing.
     """
 
     classifier: Classifier
@@ -32,6 +35,8 @@ class Case:
     seed: int = 0
     workers: int | None = None
     progress: Progress = silent
+    deadline: float | None = None
+    store: Store | None = None
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,6 @@ class Effort:
     inversion: InversionSettings = QUICK
     purpose: str = "measuring"
     keep_triggers: bool = True
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What one channel measured.
-
-    Attributes:
-        values: label -> one number for each budget (or a single number); absent where it failed.
-        triggers: label -> the triggers behind the numbers.
-    """
-
-    values: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    triggers: dict[int, tuple[Trigger, ...]] = field(default_factory=dict)
-
-
-def blocks_of(targets: Sequence[int], rows: int) -> list[list[int]]:
-    """``targets`` cut in blocks of ``rows``."""
-    return [list(targets[start : start + rows]) for start in range(0, len(targets), rows)]
 
 
 Channel = Callable[[Case, list[int], Effort], Evidence]

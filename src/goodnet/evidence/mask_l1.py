@@ -5,9 +5,11 @@ Catches small static triggers; large, warped, source-specific triggers and many 
 
 from __future__ import annotations
 
-from goodnet.evidence.case import Case, Effort, Evidence, blocks_of
-from goodnet.inversion import Inversion, invert
-from goodnet.parallel import Stop, run_blocks
+from goodnet.evidence.blocks import over_blocks
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
+from goodnet.inversion import invert
+from goodnet.parallel import Stop
 from goodnet.perturbation import rows_per_chunk
 
 
@@ -26,23 +28,15 @@ def mask_l1(case: Case, targets: list[int], effort: Effort) -> Evidence:
     images, labels = case.fit[: effort.images], case.fit_labels[: effort.images]
     schedule = effort.inversion
 
-    def measure(block: list[int], stop: Stop) -> list[Inversion]:
+    def measure(block: list[int], stop: Stop) -> Evidence:
         seed = (case.seed * 1_000_003 + block[0]) % 2**63
-        return invert(case.classifier, images, labels, block, schedule, seed=seed, stop=stop)
-
-    blocks = blocks_of(targets, rows_per_chunk(min(schedule.batch, len(images))))
-    results = run_blocks(
-        measure,
-        blocks,
-        stage=effort.purpose,
-        size=len,
-        workers=case.workers,
-        progress=case.progress,
-    )
-    evidence = Evidence()
-    for block, inversions in zip(blocks, results, strict=True):
-        for target, inversion in zip(block, inversions, strict=True):
+        found = invert(case.classifier, images, labels, block, schedule, seed=seed, stop=stop)
+        evidence = Evidence()
+        for target, inversion in zip(block, found, strict=True):
             evidence.triggers[target] = (inversion.trigger,)
             if inversion.succeeded:
                 evidence.values[target] = (inversion.trigger.size,)
-    return evidence
+        return evidence
+
+    rows = rows_per_chunk(min(schedule.batch, len(images)))
+    return over_blocks("mask_l1", case, targets, rows, effort, measure)

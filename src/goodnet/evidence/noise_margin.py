@@ -12,8 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from goodnet.evidence.case import Case, Effort, Evidence, blocks_of
-from goodnet.parallel import Stop, Stopped, run_blocks
+from goodnet.evidence.blocks import over_blocks
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
+from goodnet.parallel import Stop, Stopped
 from goodnet.perturbation import CHUNK, MOMENTUM, row_margins
 
 STARTS = 6
@@ -45,24 +47,11 @@ def noise_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
     starts = torch.rand(STARTS, *shape, generator=generator)
     stride = STRIDE * math.sqrt(math.prod(shape))
 
-    def measure(block: list[int], stop: Stop) -> list[float]:
-        return _climb(case, starts, block, stride, stop)
+    def measure(block: list[int], stop: Stop) -> Evidence:
+        margins = zip(block, _climb(case, starts, block, stride, stop), strict=True)
+        return Evidence({target: (value,) for target, value in margins if math.isfinite(value)})
 
-    blocks = blocks_of(targets, max(1, CHUNK // STARTS))
-    results = run_blocks(
-        measure,
-        blocks,
-        stage=effort.purpose,
-        size=len,
-        workers=case.workers,
-        progress=case.progress,
-    )
-    evidence = Evidence()
-    for block, margins in zip(blocks, results, strict=True):
-        for target, margin in zip(block, margins, strict=True):
-            if math.isfinite(margin):
-                evidence.values[target] = (margin,)
-    return evidence
+    return over_blocks("noise_margin", case, targets, max(1, CHUNK // STARTS), effort, measure)
 
 
 def _climb(

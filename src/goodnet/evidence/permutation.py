@@ -76,8 +76,11 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
         size=lambda _: 1,
         workers=case.workers,
         progress=case.progress,
+        deadline=case.deadline,
     )
-    return max(found, key=lambda p: -math.inf if math.isnan(p.statistic) else p.statistic)
+    if not found:
+        return Permutation(math.nan, math.nan)
+    return max(found.values(), key=lambda p: -math.inf if math.isnan(p.statistic) else p.statistic)
 
 
 def read(labels: Tensor, after: Tensor, classes: int, delta: Tensor | None = None) -> Permutation:

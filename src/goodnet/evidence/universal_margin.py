@@ -10,8 +10,10 @@ import math
 
 import torch
 
-from goodnet.evidence.case import Case, Effort, Evidence, blocks_of
-from goodnet.parallel import Stop, run_blocks
+from goodnet.evidence.blocks import over_blocks
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
+from goodnet.parallel import Stop
 from goodnet.perturbation import ascend, rows_per_chunk
 from goodnet.trigger import Trigger
 
@@ -32,37 +34,25 @@ def universal_margin(case: Case, targets: list[int], effort: Effort) -> Evidence
     root = math.sqrt(math.prod(case.classifier.input_shape))
     budgets = [share * root for share in effort.budgets]
 
-    def measure(block: list[int], stop: Stop) -> list[tuple[tuple[float, ...], list[Trigger]]]:
+    def measure(block: list[int], stop: Stop) -> Evidence:
         outcomes = [
             ascend(case.classifier, images, labels, block, budget, effort.steps, stop=stop)
             for budget in budgets
         ]
-        return [
-            (
-                tuple(float(outcome.margins[row]) for outcome in outcomes),
-                [_additive(outcome.deltas[row], target) for outcome in outcomes]
-                if effort.keep_triggers
-                else [],
-            )
-            for row, target in enumerate(block)
-        ]
+        evidence = Evidence()
+        for row, target in enumerate(block):
+            margins = tuple(float(outcome.margins[row]) for outcome in outcomes)
+            if not all(map(math.isfinite, margins)):
+                continue
+            evidence.values[target] = margins
+            if effort.keep_triggers:
+                evidence.triggers[target] = tuple(
+                    _additive(outcome.deltas[row], target) for outcome in outcomes
+                )
+        return evidence
 
-    blocks = blocks_of(targets, rows_per_chunk(len(images)))
-    results = run_blocks(
-        measure,
-        blocks,
-        stage=effort.purpose,
-        size=len,
-        workers=case.workers,
-        progress=case.progress,
-    )
-    evidence = Evidence()
-    for block, rows in zip(blocks, results, strict=True):
-        for target, (margins, triggers) in zip(block, rows, strict=True):
-            if all(map(math.isfinite, margins)):
-                evidence.values[target] = margins
-                evidence.triggers[target] = tuple(triggers)
-    return evidence
+    rows = rows_per_chunk(len(images))
+    return over_blocks("universal_margin", case, targets, rows, effort, measure)
 
 
 def _additive(delta: torch.Tensor, target: int) -> Trigger:

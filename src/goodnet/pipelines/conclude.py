@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,13 +33,23 @@ class Split:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the channels found."""
+    """What the channels found.
+
+    Attributes:
+        labels: those that were to be measured in full.
+        reference: those of them that the others are held against.
+        ranking: label -> its margin in the ranking of all labels.
+        margins: of ``labels``.
+        masks: of ``labels``.
+        skipped: labels that the budget left no time for, in the ranking or in full.
+    """
 
     labels: list[int]
     reference: list[int]
     ranking: dict[int, float]
     margins: Evidence
     masks: Evidence
+    skipped: list[int] = field(default_factory=list)
 
 
 def conclude(
@@ -77,8 +87,11 @@ def conclude(
         measured=len(sizes.keys() & measured.margins.values.keys() if default else sizes),
         wanted=len(measured.labels),
         compared=len(measured.labels),
+        skipped=len(measured.skipped),
     )
     answer, reasons = _answer(targets, suspects, doubts, scores, classes, default)
+    if measured.skipped and answer in ("backdoored", "suspicious"):
+        reasons = [*reasons, verdict.skipped_words(len(measured.skipped))]
     report = ScanReport(
         version=__version__,
         verdict=answer,
@@ -205,6 +218,7 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
         "controls": len(measured.reference)
         if len(measured.reference) < len(measured.labels)
         else 0,
+        "skipped": len(measured.skipped),
         "fit_images": len(split.fit),
         "held_out_images": len(split.held),
         "method": method,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,12 +19,14 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence
+from goodnet.evidence.store import open_store
 from goodnet.images import Images, check_images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.preprocess import check_chance
 from goodnet.reports import ScanReport
+from goodnet.version import __version__
 
 EVERY_LABEL = 64
 """Up to this many classes every label is measured in full."""
@@ -43,6 +46,10 @@ FINE_LABELS = LEADERS + CONTROLS
 
 METHODS = ("default", "neural-cleanse")
 
+RANKED_BY, MARGINS_BY, MASKS_BY = 0.5, 0.7, 0.95
+"""When each stage has to be done, as shares of the budget: what has not been measured by then is
+skipped. The rest is for judging the triggers and for the report."""
+
 
 def scan(
     classifier: Classifier,
@@ -54,6 +61,8 @@ def scan(
     seed: int = 0,
     workers: int | None = None,
     progress: Progress = silent,
+    budget: float | None = None,
+    state: Path | None = None,
 ) -> ScanReport:
     """Looks for backdoors.
 
@@ -67,13 +76,21 @@ def scan(
         seed: of everything random.
         workers: threads; one a core by default. The answer does not depend on it.
         progress: told what is being done and how far it is.
+        budget: seconds after which the scan ends with what it has, or None to measure everything.
+            Skipped labels are told, and "clean" becomes "inconclusive".
+        state: a folder for what has been measured, which this scan makes, and removes when no
+            label was skipped. The same scan, started again after it was ended, goes on from there
+            and comes to the answer of one that was not.
 
     Raises:
         GoodnetError: D007, D008, D009, M010 for unusable images, M012 when the model answers with
-            NaN, R003 for an unknown method or label.
+            NaN, R003 for an unknown method or label or a budget of nothing, O001 or O002 when the
+            state cannot be kept.
     """
     started = time.monotonic()
     check_seed(seed)
+    if budget is not None and not budget > 0:
+        raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
     wanted = _wanted(classifier, method, labels)
     check_images(images, classifier=classifier)
     answers = classifier.logits(images.pixels)
@@ -88,14 +105,40 @@ def scan(
     check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
     everything = method == "neural-cleanse"
     split = split_images(images, right, seed=seed, fit_all=everything)
-    case = Case(classifier, split.fit, split.fit_labels, seed, workers, progress)
-    measured = _neural_cleanse(case, wanted) if everything else _default(case, wanted, exhaustive)
+    store = None if state is None else open_store(state, _key(classifier, images, method, seed))
+    clock = _Clock(started, budget)
+    case = Case(
+        classifier, split.fit, split.fit_labels, seed, workers, progress, clock.at(MASKS_BY), store
+    )
+    measured = (
+        _neural_cleanse(case, wanted) if everything else _default(case, wanted, exhaustive, clock)
+    )
     report = conclude(classifier, images, right, split, measured, method, seed)
     if labels is not None and report.verdict == "clean":
         note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
         doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
         report = report.model_copy(update=doubtful)
+    if store is not None and not measured.skipped:
+        store.remove()
     return report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """When the stages of a scan have to be done."""
+
+    started: float
+    budget: float | None
+
+    def at(self, share: float) -> float | None:
+        """The time of :func:`time.monotonic` at which so much of the budget is spent."""
+        return None if self.budget is None else self.started + share * self.budget
+
+
+def _key(classifier: Classifier, images: Images, method: str, seed: int) -> str:
+    """What tells this scan from any other; a live model or array is known by its numbers."""
+    parts = (classifier.sha256, classifier.preprocess, images.sha256, method, seed, __version__)
+    return "\n".join(map(str, parts)) + "\n"
 
 
 def check_seed(seed: int) -> None:
@@ -157,26 +200,32 @@ def split_images(images: Images, right: Tensor, *, seed: int, fit_all: bool = Fa
 def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
     effort = Effort(images=len(case.fit), inversion=PAPER, purpose="inverting triggers")
     masks = CHANNELS["mask_l1"](case, wanted, effort)
-    return Measured(wanted, wanted, {}, Evidence(), masks)
+    return Measured(wanted, wanted, {}, Evidence(), masks, sorted(masks.skipped))
 
 
-def _default(case: Case, wanted: list[int], exhaustive: bool) -> Measured:
+def _default(case: Case, wanted: list[int], exhaustive: bool, clock: _Clock) -> Measured:
     chosen, reference, ranking = wanted, wanted, {}
+    skipped: set[int] = set()
     if len(wanted) > EVERY_LABEL and not exhaustive:
-        ranked = CHANNELS["universal_margin"](case, wanted, RANKING)
+        early = replace(case, deadline=clock.at(RANKED_BY))
+        ranked = CHANNELS["universal_margin"](early, wanted, RANKING)
+        skipped.update(ranked.skipped)
         ranking = {label: values[0] for label, values in ranked.values.items()}
         order = sorted(ranking, key=lambda label: -ranking[label])
         # Controls come from all labels: the others alone are more alike than labels are.
         picked = np.random.default_rng(case.seed).permutation(len(order))[:CONTROLS]
         reference = sorted(order[int(i)] for i in picked)
-        failed = [label for label in wanted if label not in ranking]
+        failed = [label for label in wanted if label not in ranking and label not in skipped]
         chosen = list(dict.fromkeys(order[:LEADERS] + reference + failed[:LEADERS]))
     effort = FINE if len(chosen) <= FINE_LABELS else COARSE
     margins = CHANNELS["universal_margin"](
-        case, chosen, replace(effort, purpose="measuring margins")
+        replace(case, deadline=clock.at(MARGINS_BY)),
+        chosen,
+        replace(effort, purpose="measuring margins"),
     )
     masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
     if not ranking:
         middle = len(effort.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
-    return Measured(chosen, reference, ranking, margins, masks)
+    skipped.update(margins.skipped, masks.skipped)
+    return Measured(chosen, reference, ranking, margins, masks, sorted(skipped))

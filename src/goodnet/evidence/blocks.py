@@ -1,0 +1,57 @@
+"""How a channel goes through its labels: in blocks, on all cores, kept on the way, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
+from goodnet.parallel import Stop, run_blocks
+
+Measure = Callable[[list[int], Stop], Evidence]
+"""A pure function of its block of labels."""
+
+
+def over_blocks(
+    channel: str, case: Case, targets: Sequence[int], rows: int, effort: Effort, measure: Measure
+) -> Evidence:
+    """What ``measure`` finds for all targets.
+
+    Args:
+        channel: its name, for the store.
+        case: the classifier, with the store and the deadline of the scan.
+        targets: the labels to measure.
+        rows: labels in a block. The blocks do not depend on the number of workers.
+        effort: what the progress callback is told; part of what a stored block is known by.
+        measure: the channel.
+
+    Returns:
+        The evidence of all blocks; labels that the deadline has cut off are in ``skipped``.
+    """
+    blocks = [list(targets[start : start + rows]) for start in range(0, len(targets), rows)]
+    names = [f"{channel} {block} {effort} {case.seed} {len(case.fit)}" for block in blocks]
+    store = case.store
+    known = {}
+    if store is not None:
+        kept = {index: store.get(name) for index, name in enumerate(names)}
+        known = {index: found for index, found in kept.items() if found is not None}
+    results = run_blocks(
+        measure,
+        blocks,
+        stage=effort.purpose,
+        size=len,
+        workers=case.workers,
+        progress=case.progress,
+        deadline=case.deadline,
+        known=known,
+        keep=None if store is None else lambda index, found: store.put(names[index], found),
+    )
+    merged = Evidence()
+    for index, block in enumerate(blocks):
+        found = results.get(index)
+        if found is None:
+            merged.skipped.extend(block)
+            continue
+        merged.values.update(found.values)
+        merged.triggers.update(found.triggers)
+    return merged
