@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 # The table knows all attacks: importing it fills the list of their kinds.
-import goodnet.attacks.table  # noqa: F401
+import goodnet.attacks.table  # noqa: F401 - for what importing it does
 from goodnet.attacks.base import KINDS, Attack
 
 

@@ -36,7 +36,7 @@ class Store:
         try:
             with safe_open(str(path), framework="pt") as file:
                 told = json.loads(file.metadata()["values"])
-                named = unpack({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                named = unpack({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - the file is no mapping
         except Exception:  # whatever is wrong with it, it is measured again
             return None
         evidence = Evidence({int(label): tuple(row) for label, row in told.items()})
