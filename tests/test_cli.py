@@ -86,7 +86,12 @@ def test_exit_code_and_document_of_every_verdict(files, verdict):
 
 def test_a_file_takes_the_place_of_stdout(files, tmp_path, monkeypatch):
     monkeypatch.setattr("goodnet.pipelines.scan.scan", lambda *_, **__: a_report("backdoored"))
-    for name, start in {"a.json": "{", "a.html": "<!", "a.txt": "BACKDOORED"}.items():
+    for name, start in {
+        "a.json": "{",
+        "a.sarif": "{",
+        "a.html": "<!",
+        "a.txt": "BACKDOORED",
+    }.items():
         result = scan(files, "-o", tmp_path / "new" / name)
         assert (result.exit_code, result.stdout) == (1, "")
         assert "verdict: backdoored" in result.stderr

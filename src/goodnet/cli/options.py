@@ -20,6 +20,15 @@ class Format(StrEnum):
     HTML = "html"
 
 
+class ScanFormat(StrEnum):
+    """How a scan is written."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+    SARIF = "sarif"
+
+
 class PlainFormat(StrEnum):
     """How the result of a verb without a page is written."""
 

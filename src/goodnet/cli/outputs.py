@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goodnet.cli.failures import NO_SPACE
-from goodnet.cli.options import Format
+from goodnet.cli.options import ScanFormat
 from goodnet.errors import GoodnetError
 
 if TYPE_CHECKING:
     from goodnet.reports import RepairReport, ScanReport
 
-SUFFIXES = {".json": Format.JSON, ".html": Format.HTML, ".htm": Format.HTML, ".txt": Format.TEXT}
+SUFFIXES = {
+    ".json": ScanFormat.JSON,
+    ".html": ScanFormat.HTML,
+    ".htm": ScanFormat.HTML,
+    ".txt": ScanFormat.TEXT,
+    ".sarif": ScanFormat.SARIF,
+}
 """Suffix of an output file -> the format that it asks for."""
 
 
@@ -28,7 +34,7 @@ def is_folder(output: Path) -> bool:
         return False
 
 
-def file_format(output: Path, stated: Format | None) -> Format:
+def file_format(output: Path, stated: ScanFormat | None) -> ScanFormat:
     """The format of an output file: as stated, else by its suffix.
 
     Raises:
@@ -39,7 +45,7 @@ def file_format(output: Path, stated: Format | None) -> Format:
         raise GoodnetError(
             "R003",
             f"{output} does not tell a format",
-            "end it in .json, .html or .txt, state --format, or name a folder",
+            "end it in .json, .html, .sarif or .txt, state --format, or name a folder",
         )
     return found
 

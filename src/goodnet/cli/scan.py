@@ -13,11 +13,11 @@ from goodnet.cli.failures import FAILURE, run
 from goodnet.cli.options import (
     Architecture,
     Data,
-    Format,
     ImageSize,
     Method,
     Model,
     Preprocess,
+    ScanFormat,
     Seed,
     Workers,
     parse_labels,
@@ -40,7 +40,7 @@ class Request:
     method: str
     labels: str | None
     exhaustive: bool
-    format: Format | None
+    format: ScanFormat | None
     output: Path | None
     budget: str | None
     seed: int
@@ -64,7 +64,7 @@ def scan(
         typer.Option(metavar="0,3,7", show_default=False, help="Scan these labels only."),
     ] = None,
     format: Annotated[
-        Format | None,
+        ScanFormat | None,
         typer.Option(show_default=False, help="Default: text, or what the output's suffix says."),
     ] = None,
     output: Annotated[
@@ -74,7 +74,7 @@ def scan(
             "-o",
             metavar="PATH",
             show_default=False,
-            help="A file (.json, .html, .txt), or a folder for everything: scan.json, its "
+            help="A file (.json, .html, .sarif, .txt), or a folder for everything: scan.json, its "
             "triggers, report.html and pictures.",
         ),
     ] = None,
@@ -136,7 +136,7 @@ def _check(request: Request) -> None:
 
 
 def deliver(
-    terminal: Terminal, report: ScanReport, wanted: Format | None, output: Path | None
+    terminal: Terminal, report: ScanReport, wanted: ScanFormat | None, output: Path | None
 ) -> None:
     """Writes a scan where it was asked for.
 
@@ -159,25 +159,33 @@ def deliver(
     if output is not None:
         outputs.write_scan(output, report)
         terminal.say(f"scan.json, triggers and pictures are in {output}")
-    if wanted == Format.JSON:
+    if wanted == ScanFormat.JSON:
         terminal.write(report.model_dump_json(indent=2) + "\n")
-    elif wanted == Format.HTML:
+    elif wanted == ScanFormat.HTML:
         from goodnet.render.html import scan_page
 
         terminal.write(scan_page(report) + "\n")
+    elif wanted == ScanFormat.SARIF:
+        from goodnet.render.sarif import scan_sarif
+
+        terminal.write(scan_sarif(report) + "\n")
     else:
         from goodnet.render.text import scan_text
 
         terminal.show(scan_text(report))
 
 
-def _write(terminal: Terminal, report: ScanReport, wanted: Format, output: Path) -> None:
-    if wanted == Format.JSON:
+def _write(terminal: Terminal, report: ScanReport, wanted: ScanFormat, output: Path) -> None:
+    if wanted == ScanFormat.JSON:
         from goodnet.pipelines.saved import save_report
 
         save_report(report, output)
-    elif wanted == Format.HTML:
+    elif wanted == ScanFormat.HTML:
         outputs.write_page(output, report)
+    elif wanted == ScanFormat.SARIF:
+        from goodnet.render.sarif import scan_sarif
+
+        outputs.write_file(output, scan_sarif(report) + "\n")
     else:
         from goodnet.render.text import scan_text
 
