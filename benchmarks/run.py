@@ -27,7 +27,7 @@ from typing import Any
 import zoo
 from records import RESULTS, checksum, summarise_zoo, truths
 
-METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti")
+METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
 LATE = ("would take", "not done after")
@@ -36,6 +36,7 @@ LATE = ("would take", "not done after")
 
 def one(method: str, model: str, folder: Path, output: Path, limit: float) -> None:
     """Measures one model, in this process, and writes its record."""
+    from measure_evidence import evidence_record
     from measure_goodnet import goodnet_record
     from measure_peer import PEERS, peer_record
 
@@ -44,8 +45,11 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
     known = truths(output.parents[1])[model]
     bound = None if method == "default" else limit
     try:
-        make = peer_record if method in PEERS else goodnet_record
-        record = make(method, truth, place, bound)
+        if method == "evidence":
+            record = evidence_record(truth, place)
+        else:
+            make = peer_record if method in PEERS else goodnet_record
+            record = make(method, truth, place, bound)
     except Exception as error:
         traceback.print_exc()
         record = {"error": f"{type(error).__name__}: {error}"}
@@ -150,7 +154,8 @@ def measure(given: argparse.Namespace, method: str, models: list[str], core: int
                 write(record, model, method, {"error": reason})
         if record.exists():
             told = json.loads(record.read_text("utf-8"))
-            told = told.get("error") or f"{told['verdict']} {told['targets'][:5]}"
+            found = f"{told.get('verdict', 'measured')} {told.get('targets', [])[:5]}"
+            told = told.get("error") or found
             print(f"{method}  {model}: {told}", flush=True)
 
 

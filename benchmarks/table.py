@@ -240,7 +240,9 @@ def main() -> None:
     found = records(given.results, known, given.split)
     rows = found.get("default", [])
     expected = sum(t["split"] == given.split and t["passes"] for t in known.values())
-    closing, published = zoo.HERE / "closing.md", given.output.parent == zoo.HERE
+    closing, published = zoo.HERE / "closing.md", given.output.resolve().parent == zoo.HERE
+    if published and given.split != "test":
+        raise SystemExit("what is published is of the test split: name another place with -o")
     parts = [
         (zoo.HERE / "preface.md").read_text("utf-8") if published else "# Results\n",
         the_zoo(known),

@@ -46,6 +46,27 @@ def test_a_thousand_classes_do_not_raise_more_alarms():
     assert np.mean(np.array(p) <= 0.01) <= 0.03
 
 
+def robust(rng, labels):
+    """Scores as the verdict has them: robust z by what the model's own labels tell of spread."""
+    values = rng.normal(size=labels)
+    middle = np.median(values)
+    # A floor under the spread, as the channels have one.
+    return (values - middle) / np.hypot(1.4826 * np.median(abs(values - middle)), 0.5)
+
+
+def test_scores_that_are_relative_to_the_models_own_labels():
+    """Their law depends on the number of labels: a model counts once, whatever it has of them."""
+    rng = np.random.default_rng(13)
+    small = {10: [], 43: []}
+    for _ in range(60):
+        known = reference([robust(rng, int(rng.choice((10, 10, 43)))) for _ in range(40)])
+        for labels, found in small.items():
+            found += [known.of_model(robust(rng, labels).max(), labels) for _ in range(20)]
+    p = np.concatenate([small[10], small[43]])
+    assert (p <= 0.01).mean() <= 0.025
+    assert 0.04 <= (p <= 0.1).mean() <= 0.17
+
+
 def test_a_planted_label_is_found():
     rng = np.random.default_rng(7)
     known = reference([scores("gamma", rng, int(rng.choice(CLASSES))) for _ in range(40)])
@@ -72,6 +93,7 @@ def test_p_values_fall_as_scores_rise_and_never_leave_their_range():
     assert (np.diff(p) <= 1e-12).all()
     assert known.of_model(float("nan"), 10) == 1.0
     assert known.of_model(float("-inf"), 10) == 1.0
+    assert known.of_model(float("inf"), 10) == 0.0
 
 
 def test_a_statistic_of_the_whole_model_is_one_number():

@@ -12,11 +12,14 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
+from torch import nn
 
 from goodnet.cli.options import parse_time
 from goodnet.errors import GoodnetError
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.store import open_store
+from goodnet.images import Images
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import scan
 from goodnet.trigger import Trigger
@@ -56,9 +59,10 @@ def test_an_ended_scan_goes_on_and_comes_to_the_same_answer(badnet, undisturbed,
 
     with pytest.raises(KeyboardInterrupt):
         go(Watch("inverting triggers", 2))
-    assert len(list(state.glob("*.safetensors"))) >= 4
+    assert len(list(state.glob("*.block"))) >= 4
     watch = Watch()
     report = go(watch)
+    report.forget()
     assert watch.first["measuring margins"] == len(LABELS), "nothing is measured twice"
     assert 2 <= watch.first["inverting triggers"] < len(LABELS)
     assert answer(report) == answer(undisturbed)
@@ -68,21 +72,96 @@ def test_an_ended_scan_goes_on_and_comes_to_the_same_answer(badnet, undisturbed,
     assert not state.exists(), "a scan that is done leaves nothing behind"
 
 
-def test_what_belongs_to_another_scan_is_not_taken(badnet, tmp_path):
-    classifier, state = load(badnet.module, badnet.clean), tmp_path / "state"
+def interrupted(classifier, images, state, **options):
+    """Leaves the blocks of an unfinished scan in ``state``."""
     with pytest.raises(KeyboardInterrupt):
         scan(
             classifier,
-            badnet.clean,
+            images,
             labels=LABELS,
             seed=4,
-            progress=Watch("inverting triggers", 2),
+            progress=Watch("measuring margins", len(LABELS)),
             state=state,
+            **options,
         )
-    watch = Watch("measuring margins", 2)
+
+
+def begins_anew(classifier, images, state, seed=4):
+    watch = Watch("measuring margins", 1)
     with pytest.raises(KeyboardInterrupt):
-        scan(classifier, badnet.clean, labels=LABELS, seed=5, progress=watch, state=state)
-    assert watch.first["measuring margins"] == 0
+        scan(classifier, images, labels=LABELS, seed=seed, progress=watch, state=state)
+    return watch.first["measuring margins"] == 0
+
+
+def test_what_belongs_to_another_scan_is_not_taken(badnet, honest, tmp_path):
+    classifier, images = load(badnet.module, badnet.clean), badnet.clean
+    interrupted(classifier, images, tmp_path)
+    assert not begins_anew(classifier, images, tmp_path)
+    assert begins_anew(classifier, images, tmp_path, seed=5)
+    assert begins_anew(load(honest.module, images), images, tmp_path)
+    # In memory, neither has a checksum of its own.
+    others = images.select(torch.arange(10, len(images)))
+    assert others.sha256 == images.sha256 == ""
+    assert begins_anew(classifier, others, tmp_path)
+    # A repaired copy carries the checksum of the file that it came from.
+    copy = classifier.copy()
+    with torch.no_grad():
+        next(copy.module.parameters()).mul_(1.0001)
+    assert copy.sha256 == classifier.sha256
+    assert begins_anew(copy, images, tmp_path)
+
+
+def test_nothing_but_this_scans_blocks_is_removed(badnet, tmp_path):
+    classifier, images = load(badnet.module, badnet.clean), badnet.clean
+    weights, notes = tmp_path / "mine.safetensors", tmp_path / "scan.txt"
+    weights.write_bytes(b"mine")
+    notes.write_text("mine")
+    interrupted(classifier, images, tmp_path)
+    left = set(tmp_path.iterdir())
+    report = scan(classifier, images, labels=[0, 1, 2], seed=4, state=tmp_path)
+    report.forget()
+    assert set(tmp_path.iterdir()) == left, "the blocks of the larger scan are there as before"
+    scan(classifier, images, labels=LABELS, seed=4, state=tmp_path).forget()
+    assert set(tmp_path.iterdir()) == {weights, notes}
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    with pytest.raises(GoodnetError) as caught:
+        scan(classifier, images, labels=LABELS, seed=4, state=link)
+    assert caught.value.code == "O001"
+
+
+class Templates(nn.Module):
+    """Each class is a pattern; an image belongs to the one that it is most like."""
+
+    def __init__(self, patterns):
+        super().__init__()
+        self.patterns = nn.Parameter(patterns.flatten(1) - patterns.mean())
+
+    def forward(self, x):
+        return x.flatten(1) @ self.patterns.T
+
+
+def test_the_ranking_of_many_classes_goes_on_too(tmp_path):
+    generator = torch.Generator().manual_seed(3)
+    patterns = torch.rand(80, 3, 8, 8, generator=generator)
+    pixels = (patterns.repeat(3, 1, 1, 1) * 255).round().byte()
+    images = Images(pixels, torch.arange(80).repeat(3))
+    classifier = load(Templates(patterns), images, preprocess="unit")
+    options = {"seed": 1, "workers": 1}
+    whole = scan(classifier, images, **options)
+    with pytest.raises(KeyboardInterrupt):
+        scan(
+            classifier,
+            images,
+            progress=Watch("ranking all labels", 40),
+            state=tmp_path / "state",
+            **options,
+        )
+    watch = Watch()
+    report = scan(classifier, images, progress=watch, state=tmp_path / "state", **options)
+    assert 40 <= watch.first["ranking all labels"] < 80
+    assert answer(report) == answer(whole)
+    assert len(whole.labels) == 80
 
 
 def test_a_killed_scan_goes_on(badnet, tmp_path):
@@ -104,12 +183,12 @@ def test_a_killed_scan_goes_on(badnet, tmp_path):
     blocks = tmp_path / "killed" / ".unfinished"
     run = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
-    while len(list(blocks.glob("*.safetensors"))) < 14 and time.monotonic() < limit:
+    while len(list(blocks.glob("*.block"))) < 14 and time.monotonic() < limit:
         assert run.poll() is None, "it was done before it could be killed"
         time.sleep(0.02)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    left = len(list(blocks.glob("*.safetensors")))
+    left = len(list(blocks.glob("*.block")))
     assert left >= 14
     assert not (tmp_path / "killed" / "scan.json").exists()
     for folder in ("killed", "whole"):
@@ -141,15 +220,17 @@ def test_a_budget_that_suffices_changes_nothing(badnet, undisturbed, tmp_path):
     assert answer(report) == answer(undisturbed)
 
 
-def test_labels_skipped_for_want_of_time_are_measured_by_the_next_run(badnet, tmp_path):
+def test_labels_skipped_for_want_of_time_are_measured_by_the_next_run(
+    badnet, undisturbed, tmp_path
+):
     classifier, state = load(badnet.module, badnet.clean), tmp_path / "state"
     options = {"labels": LABELS, "seed": 4, "state": state, "workers": 1}
     first = scan(classifier, badnet.clean, budget=0.4, **options)
+    first.forget()
     assert first.settings["skipped"]
-    assert state.exists()
+    assert state.exists(), "what was measured is for the next run"
     second = scan(classifier, badnet.clean, **options)
-    assert second.settings["skipped"] == 0
-    assert not state.exists()
+    assert answer(second) == answer(undisturbed)
 
 
 def test_stored_blocks_come_back_exactly_and_damaged_ones_not_at_all(tmp_path):
@@ -178,13 +259,35 @@ def test_stored_blocks_come_back_exactly_and_damaged_ones_not_at_all(tmp_path):
             assert torch.equal(mine.mask, its.mask)
             assert (mine.target, mine.family) == (its.target, its.family)
     assert store.get("another block") is None
-    (path,) = (tmp_path / "state").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-9])
-    assert store.get("block") is None
-    path.write_bytes(b"\x80\x04nonsense")
-    assert store.get("block") is None
-    open_store(tmp_path / "state", "two")
-    assert not path.exists()
+    assert open_store(tmp_path / "state", "two").get("block") is None
+    (path,) = (tmp_path / "state").glob("*.block")
+    whole = path.read_bytes()
+    for damage in (whole[:-9], b"\x80\x04nonsense", b""):
+        path.write_bytes(damage)
+        assert store.get("block") is None
+    bare = torch.zeros(3)
+    for tensors, values in (
+        ({"odd": bare}, "{}"),
+        ({}, "[1]"),
+        ({}, '{"7": [[1]]}'),
+        ({"a/patch/7/mask": bare, "a/patch/7/pattern": bare}, "{}"),
+    ):
+        path.write_bytes(save(tensors, {"values": values}))
+        assert store.get("block") is None, values
+
+
+def test_a_block_of_other_labels_or_sizes_is_measured_again(badnet, tmp_path):
+    """A forged or mixed-up block must not end up in the report, nor stop the scan."""
+    classifier, images = load(badnet.module, badnet.clean), badnet.clean
+    interrupted(classifier, images, tmp_path)
+    wrong = Trigger(torch.zeros(1, 5, 5), torch.zeros(3, 5, 5), 0, "additive")
+    blocks = sorted(tmp_path.glob("*.block"))
+    forged = open_store(tmp_path, "forged")
+    forged.put("block", Evidence({11: (99.0, 99.0, 99.0)}, {0: (wrong,)}))
+    (mine,) = set(tmp_path.glob("*.block")) - set(blocks)
+    for block in blocks:
+        block.write_bytes(mine.read_bytes())
+    assert begins_anew(classifier, images, tmp_path)
 
 
 @pytest.mark.parametrize(

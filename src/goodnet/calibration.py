@@ -30,15 +30,18 @@ class Reference:
 
     Attributes:
         scores: all reference labels' scores, ascending, float64 ``(n,)``.
+        weights: of each of them: one over the labels of its model, so that a model of many classes
+            counts as much as one of few; they sum to ``total``.
         start: where the tail begins.
-        share: of the labels that lie beyond it.
-        scale: mean excess over ``start`` of those.
+        share: of the weight that lies beyond it.
+        scale: mean excess over ``start`` of those, by weight.
         models: how many models they belong to: the degrees of freedom of ``scale``. The labels of
             one model are alike, so that they count once.
         total: how many reference models there are.
     """
 
     scores: Floats
+    weights: Floats
     start: float
     share: float
     scale: float
@@ -46,18 +49,18 @@ class Reference:
     total: int
 
     def survival(self, score: float) -> float:
-        """The chance that a label of a clean model has at least this score.
+        """The chance that a label of a clean model has at least this score; of NaN it is 1.
 
-        Below the start of the tail the share of the reference labels, one added to both sides
-        (which keeps a rank honest); beyond it, with n models behind the scale b,
+        Below the start of the tail it is the share of the reference labels, with one more label on
+        both sides (which keeps a rank honest); beyond it, with n models behind the scale b,
         ``share * (1 + (score - start) / (n b)) ** -n``: an exponential tail whose scale has the
         posterior that n exponential excesses leave of it.
         """
-        if not np.isfinite(score):
+        if np.isnan(score):
             return 1.0
         if score <= self.start:
-            above = len(self.scores) - int(np.searchsorted(self.scores, score, side="left"))
-            return (above + 1) / (len(self.scores) + 1)
+            place = int(np.searchsorted(self.scores, score, side="left"))
+            return _one_more(float(self.weights[place:].sum()), self.weights)
         beyond = (score - self.start) / (self.models * self.scale)
         return float(self.share * (1.0 + beyond) ** -self.models)
 
@@ -73,8 +76,16 @@ class Reference:
         return float(-np.expm1(labels * np.log1p(-survival)))
 
 
+def _one_more(above: float, weights: Floats) -> float:
+    """A share of weight with one more label of mean weight on both sides."""
+    each = float(weights.mean())
+    return (above + each) / (float(weights.sum()) + each)
+
+
 def reference(models: Sequence[ArrayLike]) -> Reference | None:
     """What the scores of clean models' labels say of further ones.
+
+    The law of a score may depend on the number of classes: give models like those to be judged.
 
     Args:
         models: the labels' scores of each reference model; a statistic of the whole model is one
@@ -88,19 +99,24 @@ def reference(models: Sequence[ArrayLike]) -> Reference | None:
     rows = [row for row in rows if len(row)]
     if len(rows) < FEWEST_MODELS:
         return None
-    scores = np.sort(np.concatenate(rows))
-    # At least as many labels as models have to be in the tail, or a few models tell its scale.
-    wanted = min(max(round(TAIL * len(scores)), FEWEST_MODELS), len(scores) - 1)
-    start = float(scores[-wanted - 1])
-    excesses = scores[scores > start] - start
-    if len(excesses) == 0:
+    scores = np.concatenate(rows)
+    weights = np.concatenate([np.full(len(row), 1.0 / len(row)) for row in rows])
+    order = np.argsort(scores, kind="stable")
+    scores, weights = scores[order], weights[order]
+    # The tail holds a tenth of the weight, and never less than a handful of labels.
+    above = np.cumsum(weights[::-1])[::-1]
+    wanted = max(int((above <= TAIL * len(rows)).sum()), FEWEST_MODELS)
+    start = float(scores[-min(wanted, len(scores) - 1) - 1])
+    tail = scores > start
+    if not tail.any():
         return None
     behind = sum(bool((row > start).any()) for row in rows)
     return Reference(
         scores=scores,
+        weights=weights,
         start=start,
-        share=(len(excesses) + 1) / (len(scores) + 1),
-        scale=float(excesses.mean()),
+        share=_one_more(float(weights[tail].sum()), weights),
+        scale=float(np.average(scores[tail] - start, weights=weights[tail])),
         models=behind,
         total=len(rows),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -107,6 +108,14 @@ class ScanReport(Data):
     _triggers: dict[int, Trigger] = PrivateAttr(default_factory=dict)
     _perturbations: dict[int, list[Trigger]] = PrivateAttr(default_factory=dict)
     _samples: Images | None = PrivateAttr(default=None)
+    _forget: Callable[[], None] | None = PrivateAttr(default=None)
+
+    def forget(self) -> None:
+        """Removes what the scan has kept on disk for a run that goes on; call it when the report is
+        safe. What a scan that skipped labels has kept stays for the next one.
+        """
+        if self._forget is not None:
+            self._forget()
 
     @property
     def triggers(self) -> dict[int, Trigger]:

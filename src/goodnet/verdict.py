@@ -153,7 +153,7 @@ def doubts(
     found = []
     if images < FEW_IMAGES:
         found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
-    if measured < 2 * wanted / 3 or not wanted:
+    if measured < 2 * wanted / 3 or not (wanted or skipped):
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
     if skipped:
         found.append(skipped_words(skipped))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,7 @@ def scan(
         typer.Option(
             metavar="TIME",
             show_default=False,
-            help="End after so long (90s, 5m, 1h) with what there is; skipped labels are told.",
+            help="Measure no further label after so long (90s, 5m, 1h); skipped ones are told.",
         ),
     ] = None,
     seed: Seed = 0,
@@ -103,7 +104,8 @@ def scan(
 
 
 def _scan(terminal: Terminal, request: Request) -> int:
-    labels, budget = parse_labels(request.labels), parse_time(request.budget)
+    started, budget = time.monotonic(), parse_time(request.budget)
+    labels = parse_labels(request.labels)
     _check(request)
     from goodnet.pipelines.scan import scan as look
 
@@ -119,10 +121,12 @@ def _scan(terminal: Terminal, request: Request) -> int:
             seed=request.seed,
             workers=request.workers,
             progress=progress,
-            budget=budget,
+            # Reading the model and finding its preprocessing has taken some of it.
+            budget=None if budget is None else max(0.01, budget + started - time.monotonic()),
             state=outputs.state_folder(request.output),
         )
     deliver(terminal, report, request.format, request.output)
+    report.forget()
     return EXIT_CODES[report.verdict]
 
 

@@ -34,7 +34,11 @@ def over_blocks(
     known = {}
     if store is not None:
         kept = {index: store.get(name) for index, name in enumerate(names)}
-        known = {index: found for index, found in kept.items() if found is not None}
+        known = {
+            index: found
+            for index, found in kept.items()
+            if found is not None and _belongs(found, blocks[index], case)
+        }
     results = run_blocks(
         measure,
         blocks,
@@ -55,3 +59,15 @@ def over_blocks(
         merged.values.update(found.values)
         merged.triggers.update(found.triggers)
     return merged
+
+
+def _belongs(found: Evidence, block: list[int], case: Case) -> bool:
+    """Whether stored evidence is of these labels and of images of this size."""
+    channels, height, width = case.classifier.input_shape
+    return found.values.keys() | found.triggers.keys() <= set(block) and all(
+        trigger.mask.shape == (1, height, width)
+        and trigger.pattern.shape == (channels, height, width)
+        and trigger.target == label
+        for label, row in found.triggers.items()
+        for trigger in row
+    )

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from goodnet.errors import GoodnetError
 from goodnet.evidence.evidence import Evidence
 from goodnet.formats.files import atomic
 from goodnet.trigger import Trigger, pack, unpack
 
-KEY = "scan.txt"
-"""Holds what the blocks beside it belong to."""
+SUFFIX = ".block"
+"""Of the files of a store: no other file is ever removed."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Finished blocks, one file each, in a folder of its own.
+    """Finished blocks of one scan, one file each.
 
     Attributes:
-        folder: made by :func:`open_store`; removed by :meth:`remove` when the scan is done.
+        folder: where they lie; those of other scans may lie there, too.
+        key: SHA-256, hex, of all that the scan's numbers depend on; part of every name.
     """
 
     folder: Path
+    key: str
 
     def get(self, block: str) -> Evidence | None:
-        """What an earlier run measured, or None; a file that cannot be read counts as none."""
+        """What an earlier run measured, or None; a file that is not sound counts as none."""
         from safetensors import safe_open
 
         path = self._path(block)
@@ -37,14 +40,13 @@ class Store:
             with safe_open(str(path), framework="pt") as file:
                 told = json.loads(file.metadata()["values"])
                 named = unpack({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - the file is no mapping
+            values = {int(label): tuple(map(float, row)) for label, row in told.items()}
+            found: dict[int, list[Trigger]] = {}
+            for _, trigger in sorted(named.items(), key=lambda item: int(item[0].split("-")[1])):
+                found.setdefault(trigger.target, []).append(trigger)
         except Exception:  # whatever is wrong with it, it is measured again
             return None
-        evidence = Evidence({int(label): tuple(row) for label, row in told.items()})
-        found: dict[int, list[Trigger]] = {}
-        for _, trigger in sorted(named.items(), key=lambda item: int(item[0].split("-")[1])):
-            found.setdefault(trigger.target, []).append(trigger)
-        evidence.triggers.update({label: tuple(row) for label, row in found.items()})
-        return evidence
+        return Evidence(values, {label: tuple(row) for label, row in found.items()})
 
     def put(self, block: str, evidence: Evidence) -> None:
         """Keeps a finished block, all or nothing.
@@ -64,28 +66,35 @@ class Store:
             temporary.write_bytes(content)
 
     def remove(self) -> None:
-        """Takes the folder away: the scan is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Removes this scan's blocks, and the folder if nothing else lies there."""
+        for path in self.folder.glob(f"{self.key[:16]}-*{SUFFIX}"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _path(self, block: str) -> Path:
-        digest = hashlib.sha256(block.encode()).hexdigest()[:24]
-        return self.folder / f"{digest}.safetensors"
+        digest = hashlib.sha256(f"{self.key}\n{block}".encode()).hexdigest()
+        return self.folder / f"{self.key[:16]}-{digest[:24]}{SUFFIX}"
 
 
 def open_store(folder: Path, key: str) -> Store:
-    """The store in a folder; blocks that belong to another scan are removed from it.
+    """The blocks of a scan in a folder.
 
     Args:
-        folder: made if it is not there; nothing but blocks lies in it.
-        key: what tells this scan from any other: model, images, seed, version.
+        folder: made if it is not there.
+        key: what tells this scan from any other.
 
     Raises:
-        GoodnetError: O001 or O002 when it cannot be written.
+        GoodnetError: O001 when it is no folder that can be written, or a link to one: what lies
+            elsewhere is none of a scan's business.
     """
-    label = folder / KEY
-    if not label.is_file() or label.read_text("utf-8", errors="replace") != key:
-        for old in folder.glob("*.safetensors"):
-            old.unlink(missing_ok=True)
-        with atomic(label) as temporary:
-            temporary.write_text(key, "utf-8")
-    return Store(folder)
+    hint = "name another place for the output"
+    if folder.is_symlink():
+        raise GoodnetError(
+            "O001", f"{folder} is a link; a scan keeps its state in no linked place", hint
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GoodnetError("O001", f"cannot write {folder}: {error.strerror}", hint) from error
+    return Store(folder, hashlib.sha256(key.encode()).hexdigest())

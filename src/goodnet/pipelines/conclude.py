@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,6 +61,7 @@ def conclude(
     measured: Measured,
     method: str,
     seed: int,
+    deadline: float | None = None,
 ) -> ScanReport:
     """The report of a scan.
 
@@ -71,8 +73,13 @@ def conclude(
         measured: what the channels found.
         method: one of :data:`goodnet.pipelines.scan.METHODS`; it chooses the rule.
         seed: of the scan.
+        deadline: a time of :func:`time.monotonic` after which no trigger is tried any more.
     """
-    sizes = {label: values[0] for label, values in measured.masks.values.items()}
+    sizes = {
+        label: values[0]
+        for label, values in measured.masks.values.items()
+        if label in measured.labels
+    }
     scores = verdict.combine(measured.labels, measured.margins.values, sizes, measured.reference)
     default = method == "default"
     classes = classifier.num_classes
@@ -99,7 +106,7 @@ def conclude(
         reasons=reasons,
         p_value=None,
         targets=targets,
-        labels=_rows(classifier, split, measured, scores, targets),
+        labels=_rows(classifier, split, measured, scores, targets, deadline),
         clean_accuracy=proportion(int(right.sum()), len(images)),
         preprocess=classifier.preprocess.name,
         seed=seed,
@@ -153,6 +160,7 @@ def _rows(
     measured: Measured,
     scores: verdict.Scores,
     targets: list[int],
+    deadline: float | None,
 ) -> list[LabelEvidence]:
     leading = scores.score if measured.margins.values else np.nan_to_num(scores.anomaly_index)
     order = [scores.labels[i] for i in np.argsort(-leading, kind="stable")]
@@ -183,7 +191,7 @@ def _rows(
                 mask_index=_finite(scores.mask_index[index]),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)
-                if trigger
+                if trigger and (deadline is None or time.monotonic() < deadline)
                 else None,
                 control=partial and label in measured.reference,
                 flagged=label in targets,

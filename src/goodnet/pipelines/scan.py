@@ -7,6 +7,7 @@ is compared with like.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from goodnet.images import Images, check_images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import Measured, Split, conclude
+from goodnet.pipelines.load import weights_sha256
 from goodnet.preprocess import check_chance
 from goodnet.reports import ScanReport
 from goodnet.version import __version__
@@ -76,11 +78,11 @@ def scan(
         seed: of everything random.
         workers: threads; one a core by default. The answer does not depend on it.
         progress: told what is being done and how far it is.
-        budget: seconds after which the scan ends with what it has, or None to measure everything.
-            Skipped labels are told, and "clean" becomes "inconclusive".
-        state: a folder for what has been measured, which this scan makes, and removes when no
-            label was skipped. The same scan, started again after it was ended, goes on from there
-            and comes to the answer of one that was not.
+        budget: seconds after which no label is measured any more, or None to measure all. Skipped
+            labels are told, and "clean" becomes "inconclusive".
+        state: a folder for what has been measured. The same scan, started again after it was ended,
+            goes on from there and comes to the answer of one that was not. The report's ``forget``
+            removes what it holds, once the report is safe.
 
     Raises:
         GoodnetError: D007, D008, D009, M010 for unusable images, M012 when the model answers with
@@ -105,7 +107,9 @@ def scan(
     check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
     everything = method == "neural-cleanse"
     split = split_images(images, right, seed=seed, fit_all=everything)
-    store = None if state is None else open_store(state, _key(classifier, images, method, seed))
+    store = None
+    if state is not None:
+        store = open_store(state, _key(classifier, split, answers, labels, method, seed))
     clock = _Clock(started, budget)
     case = Case(
         classifier, split.fit, split.fit_labels, seed, workers, progress, clock.at(MASKS_BY), store
@@ -113,14 +117,15 @@ def scan(
     measured = (
         _neural_cleanse(case, wanted) if everything else _default(case, wanted, exhaustive, clock)
     )
-    report = conclude(classifier, images, right, split, measured, method, seed)
+    report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
     if labels is not None and report.verdict == "clean":
         note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
         doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
         report = report.model_copy(update=doubtful)
+    report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     if store is not None and not measured.skipped:
-        store.remove()
-    return report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+        report._forget = store.remove
+    return report
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,33 @@ class _Clock:
         return None if self.budget is None else self.started + share * self.budget
 
 
-def _key(classifier: Classifier, images: Images, method: str, seed: int) -> str:
-    """What tells this scan from any other; a live model or array is known by its numbers."""
-    parts = (classifier.sha256, classifier.preprocess, images.sha256, method, seed, __version__)
-    return "\n".join(map(str, parts)) + "\n"
+def _key(
+    classifier: Classifier,
+    split: Split,
+    answers: Tensor,
+    labels: Sequence[int] | None,
+    method: str,
+    seed: int,
+) -> str:
+    """All that the numbers of a scan depend on: what the network is, by its weights and by what it
+    answers (code of the user's may have changed between two runs), the images, the settings.
+    """
+    digest = hashlib.sha256()
+    for tensor in (split.fit, split.fit_labels, answers.argmax(1)):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    parts = (
+        __version__,
+        classifier.sha256,
+        weights_sha256(classifier.module),
+        classifier.preprocess,
+        classifier.input_shape,
+        classifier.num_classes,
+        digest.hexdigest(),
+        None if labels is None else sorted(set(labels)),
+        method,
+        seed,
+    )
+    return "\n".join(map(str, parts))
 
 
 def check_seed(seed: int) -> None:
@@ -200,7 +228,8 @@ def split_images(images: Images, right: Tensor, *, seed: int, fit_all: bool = Fa
 def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
     effort = Effort(images=len(case.fit), inversion=PAPER, purpose="inverting triggers")
     masks = CHANNELS["mask_l1"](case, wanted, effort)
-    return Measured(wanted, wanted, {}, Evidence(), masks, sorted(masks.skipped))
+    done = [label for label in wanted if label not in masks.skipped]
+    return Measured(done, done, {}, Evidence(), masks, sorted(masks.skipped))
 
 
 def _default(case: Case, wanted: list[int], exhaustive: bool, clock: _Clock) -> Measured:
@@ -228,4 +257,6 @@ def _default(case: Case, wanted: list[int], exhaustive: bool, clock: _Clock) -> 
         middle = len(effort.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
     skipped.update(margins.skipped, masks.skipped)
+    # A label counts when every channel came to it: a few masks are no measure of what is usual.
+    chosen, reference = ([n for n in some if n not in skipped] for some in (chosen, reference))
     return Measured(chosen, reference, ranking, margins, masks, sorted(skipped))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -112,4 +113,4 @@ def _result(report: ScanReport, code: str, row: LabelEvidence | None) -> dict[st
 def _uri(path: str) -> str:
     """A path as a URI: relative ones stay so, which is what code hosts match against the tree."""
     given = Path(path)
-    return given.as_uri() if given.is_absolute() else quote(given.as_posix())
+    return given.as_uri() if given.is_absolute() else quote(os.fsencode(given.as_posix()))
