@@ -35,6 +35,9 @@ KEYS: dict[str, Callable[[Record], str]] = {
 }
 """What the models are grouped by."""
 
+ENOUGH = 20
+"""With fewer models than this a method is broken down by attack alone."""
+
 
 def figure(value: float | None, form: str = ".2f") -> str:
     """A number, or a dash where there is none."""
@@ -130,9 +133,11 @@ def each_method(found: dict[str, list[Record]]) -> str:
         if not judged(rows):
             continue
         parts.append(f"### {METHODS[method]}\n")
-        parts += [breakdown(rows, group) for group in KEYS]
+        # A handful of models in groups of one or two would be noise with a frame around it.
+        groups = list(KEYS) if len(judged(rows)) >= ENOUGH else ["attack"]
+        parts += [breakdown(rows, group) for group in groups]
         parts.append("Clean models:\n")
-        parts += [false_alarms(rows, group) for group in ("network", "data")]
+        parts += [false_alarms(rows, group) for group in groups[1:] or ["data"]]
     return "\n".join(parts)
 
 
