@@ -120,14 +120,17 @@ def test_options_reach_the_scan(files, monkeypatch):
 
     monkeypatch.setattr("goodnet.pipelines.scan.scan", spy)
     options = ["--method", "neural-cleanse", "--labels", "0,3", "--exhaustive", "--seed", "5"]
-    assert scan(files, *options, "--workers", "1").exit_code == 0
+    assert scan(files, *options, "--workers", "1", "--budget", "5m").exit_code == 0
     heard.pop("progress")
+    # What reading the model took is off the budget already.
+    assert 200 < heard.pop("budget") < 300
     assert heard == {
         "method": "neural-cleanse",
         "labels": [0, 3],
         "exhaustive": True,
         "seed": 5,
         "workers": 1,
+        "state": None,
     }
 
 
