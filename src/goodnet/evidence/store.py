@@ -81,20 +81,16 @@ def open_store(folder: Path, key: str) -> Store:
     """The blocks of a scan in a folder.
 
     Args:
-        folder: made if it is not there.
+        folder: made with the first block, if it is not there.
         key: what tells this scan from any other.
 
     Raises:
-        GoodnetError: O001 when it is no folder that can be written, or a link to one: what lies
-            elsewhere is none of a scan's business.
+        GoodnetError: O001 when it is a link: what lies elsewhere is none of a scan's business.
     """
-    hint = "name another place for the output"
     if folder.is_symlink():
         raise GoodnetError(
-            "O001", f"{folder} is a link; a scan keeps its state in no linked place", hint
+            "O001",
+            f"{folder} is a link; a scan keeps no state in one",
+            "name another place for the output",
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GoodnetError("O001", f"cannot write {folder}: {error.strerror}", hint) from error
     return Store(folder, hashlib.sha256(key.encode()).hexdigest())
