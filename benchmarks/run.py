@@ -42,7 +42,6 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
 
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
-    known = truths(output.parents[1])[model]
     bound = None if method == "default" else limit
     try:
         if method == "evidence":
@@ -53,7 +52,7 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
     except Exception as error:
         traceback.print_exc()
         record = {"error": f"{type(error).__name__}: {error}"}
-    write(output, model, method, record | {"weights_sha256": known["weights_sha256"]})
+    write(output, model, method, record)
 
 
 def write(output: Path, model: str, method: str, record: dict[str, Any]) -> None:
@@ -63,6 +62,7 @@ def write(output: Path, model: str, method: str, record: dict[str, Any]) -> None
         "model": model,
         "method": method,
         **record,
+        "weights_sha256": truths(output.parents[1])[model]["weights_sha256"],
         "commit": commit(),
         "machine": f"{processor()}, {cores} of {os.cpu_count()} cores",
         "seed": 0,
