@@ -54,7 +54,7 @@ class InversionSettings:
 
 PAPER = InversionSettings()
 QUICK = InversionSettings(
-    epochs=20,
+    epochs=12,
     steps_per_epoch=8,
     batch=16,
     warm_start=True,
@@ -63,7 +63,7 @@ QUICK = InversionSettings(
     attack_success=0.95,
     early_stop_patience=12,
 )
-"""The same optimisation in 160 steps of 16 fixed images: what the default scan can afford."""
+"""The same optimisation in 96 steps of 16 images: what the default scan can afford."""
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,19 @@ class LabelEvidence(Data):
         margin_index: robust z of the margins against the other labels (one-sided, larger is worse).
         mask_l1: L1 norm of the smallest mask in pixels; None if the mask was not inverted.
         mask_index: the same robust z for log ``mask_l1`` (smaller masks give larger values).
-        score: both indices in one number, in units of a standard normal; it orders the labels.
+        noise_margin: logit margin that an image made from noise reaches, without clean images.
+        noise_index: the same robust z for its logarithm.
+        score: the three indices in one number; it orders the labels.
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
+        preferred: by how large a share of images, under the small change of the image that prefers
+            this label most, the label leads all others; in [-1, 1].
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
         flagged: whether the label is named a target.
-        p_value: None while uncalibrated.
+        p_value: the chance that a given label of a clean model has such figures; None where
+            uncalibrated.
+        looks: of a flagged label, whether its trigger looks planted or natural, and by what.
     """
 
     label: int
@@ -79,15 +85,46 @@ class LabelEvidence(Data):
     mask_l1: float | None = None
     anomaly_index: float | None = None
     mask_index: float | None = None
+    noise_margin: float | None = None
+    noise_index: float | None = None
+    preferred: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None
     control: bool = False
     flagged: bool = False
     p_value: float | None = None
+    looks: str | None = None
+
+
+class TestResult(Data):
+    """One of the tests that a p-value is made of.
+
+    Attributes:
+        name: what was looked for.
+        statistic: the number that it looks at; None where it could not be taken.
+        p_value: the chance that a clean model has at least this number; None where uncalibrated.
+        weight: its share of the error rate.
+        models: how many clean reference models the p-value rests on.
+    """
+
+    name: str
+    statistic: float | None
+    p_value: float | None
+    weight: float
+    models: int
 
 
 class ScanReport(Data):
-    """The answer of a scan. ``labels`` is in order of evidence, the most suspicious first."""
+    """The answer of a scan. ``labels`` is in order of evidence, the most suspicious first.
+
+    Attributes:
+        p_value: the chance that the scan of a clean model gives this much evidence, of all tests
+            together; None where no clean reference models are like this one.
+        tests: the tests behind it.
+        calibration: which reference models, in words; or why there are none.
+        mapping: class -> label, of a perturbation that sends every class to a label of its own;
+            empty unless that is among the findings.
+    """
 
     version: str
     verdict: Verdict
@@ -104,6 +141,9 @@ class ScanReport(Data):
     model: ModelRef
     data: DataRef
     class_names: list[str] | None = None
+    tests: list[TestResult] = Field(default_factory=list)
+    calibration: str = ""
+    mapping: dict[int, int] = Field(default_factory=dict)
 
     _triggers: dict[int, Trigger] = PrivateAttr(default_factory=dict)
     _perturbations: dict[int, list[Trigger]] = PrivateAttr(default_factory=dict)

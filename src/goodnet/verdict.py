@@ -1,37 +1,38 @@
-"""From each channel's numbers to a verdict: statistics only.
+"""From each label's score to a verdict: statistics only.
 
-Until clean reference models have calibrated it (then a p-value stands here), the decision is an
-index against the other labels of the same model, and the report says so.
+Three tests, with shares of the error rate that were fixed before any test model was scanned: one
+label stands out (:data:`STANDS_OUT`), the classes are permuted, a small change of the image prefers
+a label. Each is held against the same number of clean reference models (:mod:`goodnet.tables`);
+together they are one p-value by weighted Bonferroni. Where the tables do not reach, an index takes
+its place, with a higher bar and no p-value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from goodnet.statistics import mad_index, robust_z
-
-Floats = NDArray[np.float64]
+from goodnet import tables
+from goodnet.calibration import combine, selected
+from goodnet.reports import TestResult, Verdict
+from goodnet.scores import Scores
 
 NEURAL_CLEANSE_THRESHOLD = 2.0
 """Wang et al. 2019, section IV: an anomaly index above 2 names a target."""
 
-SLACK = 1.65
-"""How far beyond the expected largest of K normal scores a target's score lies."""
+BACKDOORED, SUSPICIOUS = 0.01, 0.1
+"""The p-values up to which a model is called so."""
 
-SUSPICION = 1.0
-"""The same of a suspect."""
+FALSE_LABELS = 0.05
+"""The share of wrongly named labels that is allowed for."""
 
-COMPANION = 0.6
-"""A further target has at least this share of the leader's score: planted triggers are of one
-order, while a label that is easy by nature only looks like one."""
+STANDS_OUT, PERMUTED, PREFERS = "one label stands out", "classes are permuted", "changes prefer it"
 
-CEILING = 10.0
-"""No channel counts for more than this: beyond it a robust z says nothing more."""
+WEIGHTS = {STANDS_OUT: 0.7, PERMUTED: 0.15, PREFERS: 0.15}
+"""Shares of the error rate: most for the test that finds most."""
 
 FEW_CLASSES = 4
 """Below this many classes no label can be an outlier among the others."""
@@ -39,98 +40,183 @@ FEW_CLASSES = 4
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
 
+UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 6.0, 3.5
+"""Without reference models: no score of a clean model of the calibration split comes near the
+first, and it takes at least two channels that speak loudly to reach it."""
+
 
 @dataclass(frozen=True)
-class Scores:
-    """The evidence of every measured label, arrays of one length.
+class Findings:
+    """What a scan measured, as far as the verdict looks at it.
 
     Attributes:
-        labels: the class numbers.
-        margin_index: robust z of the universal margin, mean over the budgets.
-        anomaly_index: Neural Cleanse's MAD index of the mask's L1 norm.
-        mask_index: the same of log L1: norms are skewed, and the plain index saturates at
-            median/MAD however small a mask is.
-        score: both channels in one number, in units of a standard normal.
+        scores: of the labels.
+        num_classes: K, of which some labels may not have been measured.
+        images: clean images that the scan could use.
+        permutation: the statistic of the permutation, NaN where it could not be taken.
+        mapping: class -> label of that permutation.
+        preferred: label -> how far small changes of the image prefer it; empty if not measured.
     """
 
-    labels: list[int]
-    margin_index: Floats
-    anomaly_index: Floats
-    mask_index: Floats
-    score: Floats
+    scores: Scores
+    num_classes: int
+    images: int
+    permutation: float = math.nan
+    mapping: Mapping[int, int] = field(default_factory=dict)
+    preferred: Mapping[int, float] = field(default_factory=dict)
 
 
-def combine(
-    labels: Sequence[int],
-    margins: Mapping[int, Sequence[float]],
-    masks: Mapping[int, float],
-    reference: Sequence[int],
-) -> Scores:
-    """The indices of ``labels`` against the labels in ``reference``.
+@dataclass(frozen=True)
+class Decision:
+    """The verdict and what it rests on.
 
-    Args:
-        labels: what was measured.
-        margins: label -> universal margin for each budget; absent where it failed.
-        masks: label -> L1 norm; absent where the inversion failed.
-        reference: the labels that say what is usual: all of them, or random controls where only
-            the leaders and controls were measured (the leaders are no fair sample).
+    Attributes:
+        verdict: "clean" here means that nothing was found; :func:`doubts` may yet overrule it.
+        p_value: of the model; None while uncalibrated.
+        tests: behind it.
+        targets: labels that are named, the strongest first.
+        suspects: labels that the reasons of a suspicion name.
+        label_p: label -> p-value of its score among single labels of clean models.
+        mapping: of a permutation that was found.
+        calibration: what the p-value rests on, or why there is none.
+        reasons: in words.
     """
-    usual = np.isin(np.array(labels), np.array(reference))
-    widest = max((len(row) for row in margins.values()), default=0)
-    columns = [
-        _against(np.array([margins[n][b] if n in margins else np.nan for n in labels]), usual)
-        for b in range(widest)
-    ]
-    margin = np.mean(columns, axis=0) if columns else np.full(len(labels), np.nan)
-    sizes = np.array([masks.get(label, np.nan) for label in labels], dtype=np.float64)
-    mask = -_against(np.log(np.maximum(sizes, 1e-6)), usual)
-    parts = [np.clip(np.nan_to_num(part, nan=0.0), 0.0, CEILING) for part in (margin, mask)]
-    score = (parts[0] + parts[1]) / math.sqrt(2.0)
-    return Scores(list(labels), margin, _index(sizes, usual), mask, score)
+
+    verdict: Verdict
+    p_value: float | None
+    tests: list[TestResult]
+    targets: list[int]
+    suspects: list[int]
+    label_p: dict[int, float]
+    mapping: dict[int, int]
+    calibration: str
+    reasons: list[str]
 
 
-def _against(values: Floats, usual: NDArray[np.bool_]) -> Floats:
-    """Robust z of every value by the median and MAD of the usual ones."""
-    out = np.full(len(values), np.nan)
-    for place in np.flatnonzero(np.isfinite(values)):
-        sample = np.append(values[usual & (np.arange(len(values)) != place)], values[place])
-        out[place] = robust_z(sample)[-1]
-    return out
+def decide(found: Findings) -> Decision:
+    """The default method's verdict."""
+    compared = min(found.num_classes, len(found.scores.labels))
+    missing = tables.out_of_reach(found.num_classes, compared, found.images)
+    return _by_index(found, missing) if missing else _by_p_value(found)
 
 
-def _index(sizes: Floats, usual: NDArray[np.bool_]) -> Floats:
-    out = np.full(len(sizes), np.nan)
-    for place in np.flatnonzero(np.isfinite(sizes)):
-        sample = np.append(sizes[usual & (np.arange(len(sizes)) != place)], sizes[place])
-        out[place] = mad_index(sample)[-1]
-    return out
+def _by_p_value(found: Findings) -> Decision:
+    known, scores = tables.references(), found.scores
+    highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
+    preferred = max(found.preferred.values(), default=math.nan)
+    statistics = {
+        STANDS_OUT: ("highest", highest),
+        PERMUTED: ("permutation", found.permutation),
+        PREFERS: ("preferred", preferred),
+    }
+    tests = []
+    for name, (key, value) in statistics.items():
+        reference = known[key]
+        made = reference is not None and not math.isnan(value)
+        tests.append(
+            TestResult(
+                name=name,
+                statistic=None if math.isnan(value) else value,
+                p_value=reference.survival(value) if reference and made else None,
+                weight=WEIGHTS[name],
+                models=reference.total if reference else 0,
+            )
+        )
+    p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
+    single = known["label"]
+    label_p = {
+        label: single.survival(score) if single else math.nan
+        for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
+    }
+    calibration = tables.in_words()
+    verdict: Verdict = "clean"
+    if p_value is not None and p_value <= SUSPICIOUS:
+        verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
+    level = BACKDOORED if verdict == "backdoored" else SUSPICIOUS
+    speaking = {
+        test.name
+        for test in tests
+        if test.p_value is not None and test.p_value / test.weight <= level
+    }
+    named = _named(found, speaking, label_p) if verdict in ("backdoored", "suspicious") else []
+    reasons = [_sentence(test, found, named) for test in tests if test.name in speaking]
+    if verdict == "clean" and p_value is not None:
+        reasons = [f"no test speaks up: p = {p_value:.2g} of all together"]
+    mapping = dict(found.mapping) if PERMUTED in speaking else {}
+    targets = named if verdict == "backdoored" else []
+    return Decision(
+        verdict, p_value, tests, targets, named, label_p, mapping, calibration, reasons
+    )  # fmt: skip
 
 
-def threshold(num_classes: int, slack: float = SLACK, *, compared: int | None = None) -> float:
-    """The score from which a label is a target: the largest of K normal scores lies near
-    ``sqrt(2 ln K)``, so that more classes alone do not raise more alarms. ``compared`` is the
-    number of labels that were measured, where not all were.
-    """
-    # The median and MAD of a handful of labels are themselves chance.
-    few = 0.5 * max(0, 10 - (num_classes if compared is None else compared))
-    return math.sqrt(2.0 * math.log(max(num_classes, 2))) + slack + few
+def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) -> list[int]:
+    """The labels behind the tests that speak, the strongest first."""
+    order = sorted(label_p, key=lambda label: label_p[label])
+    named: list[int] = []
+    if STANDS_OUT in speaking:
+        # Labels that were not measured count as tested: with more classes each needs more.
+        values = [label_p[label] for label in order]
+        values += [1.0] * max(0, found.num_classes - len(values))
+        named += [order[place] for place in selected(values, FALSE_LABELS)] or order[:1]
+    if PREFERS in speaking:
+        named.append(max(found.preferred, key=lambda label: found.preferred[label]))
+    if PERMUTED in speaking:
+        named += sorted(found.mapping.values())
+    return list(dict.fromkeys(named))
 
 
-def flagged(scores: Scores, num_classes: int, slack: float = SLACK) -> list[int]:
-    """Labels above :func:`threshold` and not far below the leader, the strongest first."""
-    compared = len(scores.labels)
-    bar = max(
-        threshold(num_classes, slack, compared=compared),
-        COMPANION * float(scores.score.max(initial=0.0)),
+def _sentence(test: TestResult, found: Findings, named: list[int]) -> str:
+    tail = f"p = {test.p_value:.2g} against {test.models} clean models"
+    if test.name == STANDS_OUT:
+        score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
+        leader = max(score, key=lambda label: score[label])
+        return f"label {leader} stands out from the others: score {test.statistic:.2f}, {tail}"
+    if test.name == PERMUTED:
+        moved = ", ".join(f"{a} to {b}" for a, b in sorted(found.mapping.items())[:4])
+        return (
+            f"one change sends the classes to labels of their own ({moved}, ...): "
+            f"{100 * (test.statistic or 0):.0f} % of images, {tail}"
+        )
+    leader = max(found.preferred, key=lambda label: found.preferred[label])
+    return (
+        f"a small change of the images prefers label {leader} by "
+        f"{100 * (test.statistic or 0):.0f} % of them, {tail}"
     )
-    order = np.argsort(-scores.score, kind="stable")
-    return [scores.labels[i] for i in order if scores.score[i] >= bar]
 
 
-def neural_cleanse(scores: Scores) -> list[int]:
+def _by_index(found: Findings, missing: str) -> Decision:
+    """Where no clean reference model is like this one: an index, a high bar, no p-value."""
+    scores = found.scores
+    calibration = f"uncalibrated: {missing}"
+    few = len(scores.labels) < FEW_CLASSES
+    # The median and MAD of a handful of labels are themselves chance.
+    bar = UNCALIBRATED_BAR + 0.25 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
+    order = [int(i) for i in np.argsort(-scores.score, kind="stable")]
+    targets = [scores.labels[i] for i in order if scores.score[i] >= bar and not few]
+    suspects = [
+        scores.labels[i] for i in order if scores.score[i] >= UNCALIBRATED_SUSPICION and not few
+    ]
+    verdict: Verdict = "backdoored" if targets else "suspicious" if suspects else "clean"
+    named = targets or suspects
+    value = dict(zip(scores.labels, scores.score.tolist(), strict=True))
+    rule = f"rule: score at least {bar:.2f}; {calibration}"
+    reasons = [f"label {label}: {value[label]:.2f}; {rule}" for label in named]
+    reasons = reasons or [f"no label reaches the {rule}"]
+    return Decision(verdict, None, [], targets, suspects, {}, {}, calibration, reasons)
+
+
+def neural_cleanse(scores: Scores) -> Decision:
     """The paper's rule: anomaly index above 2, the largest index first."""
-    order = np.argsort(-np.nan_to_num(scores.anomaly_index, nan=-np.inf), kind="stable")
-    return [scores.labels[i] for i in order if scores.anomaly_index[i] > NEURAL_CLEANSE_THRESHOLD]
+    index = np.nan_to_num(scores.anomaly_index, nan=-np.inf)
+    order = [int(i) for i in np.argsort(-index, kind="stable")]
+    targets = [scores.labels[i] for i in order if index[i] > NEURAL_CLEANSE_THRESHOLD]
+    value = dict(zip(scores.labels, scores.anomaly_index.tolist(), strict=True))
+    rule = "rule: anomaly index above 2 (Wang et al. 2019); a clean model is often flagged by it"
+    reasons = [f"label {label}: {value[label]:.2f}; {rule}" for label in targets]
+    reasons = reasons or [f"no label reaches the {rule}"]
+    verdict: Verdict = "backdoored" if targets else "clean"
+    calibration = "uncalibrated: the paper's rule has no error rate"
+    return Decision(verdict, None, [], targets, [], {}, {}, calibration, reasons)
 
 
 def skipped_words(labels: int) -> str:

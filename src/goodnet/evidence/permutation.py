@@ -11,16 +11,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from goodnet.evidence.case import Case
 from goodnet.parallel import Stop, Stopped, run_blocks
 from goodnet.perturbation import MOMENTUM, row_margins
 
-BUDGETS = (0.045, 0.09, 0.15)
+BUDGETS = (0.09, 0.15)
 """L2 budgets, as shares of the square root of the number of values in an image."""
 
-STARTS = 3
+STARTS = 2
 STEPS = 40
 
 SPREAD = 2.0
@@ -32,10 +33,10 @@ class Permutation:
     """What the strongest untargeted perturbation does.
 
     Attributes:
-        statistic: of all images, the share that changes its label to the one that the others of its
-            class change to, less the share that changes to the most frequent new label of all; in
-            [-1, 1]. Near 1 when each class goes to a label of its own, near 0 when all go to one.
-            NaN where no class has two images.
+        statistic: of the images that change their label, how many fit a map that gives every class
+            a label of its own, as a share of all; each half of the images is judged by the map of
+            the other half. Near 1 under an all-to-all backdoor; lower when several classes go to
+            one label, since only one of them can have it. NaN where no class has two images.
         flipped: the share of images that change their label.
         mapping: class -> the label that most of its images get, where most of them change.
         delta: the perturbation, float32 ``(C, H, W)``; None where nothing was measured.
@@ -93,25 +94,52 @@ def read(labels: Tensor, after: Tensor, classes: int, delta: Tensor | None = Non
         delta: the perturbation.
     """
     changed = after != labels
-    # How many images of each class (row) get each label (column) that is not their own.
-    counts = torch.zeros(classes, classes)
-    counts.index_put_((labels[changed], after[changed]), torch.ones(()), accumulate=True)
     sizes = torch.bincount(labels, minlength=classes)
+    flipped = float(changed.float().mean()) if len(labels) else 0.0
     judged = sizes[labels] > 1
     if not bool(judged.any()):
-        return Permutation(math.nan, float(changed.float().mean()) if len(labels) else 0.0)
-    # Without the image itself: a class of one image would always agree with itself.
-    others = counts[labels]
-    others[changed, after[changed]] -= 1.0
-    agrees = changed & (others.argmax(1) == after) & (others.max(1).values > 0)
-    agreed = float((agrees & judged).sum() / judged.sum())
-    common = float(counts.sum(0).max() / len(labels))
+        return Permutation(math.nan, flipped)
+    halves = _halves(labels)
+    fitting = torch.zeros_like(changed)
+    for half in (0, 1):
+        here = halves == half
+        partner = _partners(labels[~here & changed], after[~here & changed], classes)
+        fitting |= here & changed & (partner[labels] == after)
+    agreed = float((fitting & judged).sum() / judged.sum())
+    # How many images of each class (row) get each label (column) that is not their own.
+    counts = _counts(labels[changed], after[changed], classes)
     mapping = {
         label: int(counts[label].argmax())
         for label in range(classes)
         if float(counts[label].max()) > 0.5 * float(sizes[label])
     }
-    return Permutation(agreed - common, float(changed.float().mean()), mapping, delta)
+    return Permutation(agreed, flipped, mapping, delta)
+
+
+def _halves(labels: Tensor) -> Tensor:
+    """0 or 1 for each image, in turn within its class."""
+    seen: dict[int, int] = {}
+    turns = []
+    for label in labels.tolist():
+        seen[label] = seen.get(label, 0) + 1
+        turns.append(seen[label] % 2)
+    return torch.tensor(turns)
+
+
+def _counts(labels: Tensor, after: Tensor, classes: int) -> Tensor:
+    counts = torch.zeros(classes, classes)
+    counts.index_put_((labels, after), torch.ones(()), accumulate=True)
+    return counts
+
+
+def _partners(labels: Tensor, after: Tensor, classes: int) -> Tensor:
+    """For each class the label that it has to itself (-1: none), so that most images fit."""
+    counts = _counts(labels, after, classes).numpy()
+    partner = torch.full((classes,), -1)
+    for row, column in zip(*linear_sum_assignment(counts, maximize=True), strict=True):
+        if counts[row, column] > 0:
+            partner[row] = int(column)
+    return partner
 
 
 def _ascend(case: Case, budget: float, seed: int, stop: Stop) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from goodnet import verdict
 from goodnet.classifier import Classifier
 from goodnet.evidence import Effort, Evidence
+from goodnet.evidence.permutation import Permutation
 from goodnet.images import Images
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
+from goodnet.scores import Raw, Scores, combine
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 from goodnet.version import __version__
@@ -42,7 +45,11 @@ class Measured:
         ranking: label -> its margin in the ranking of all labels.
         margins: of ``labels``.
         masks: of ``labels``.
+        noise: of ``labels``, the margin from noise.
         skipped: labels that the budget left no time for, in the ranking or in full.
+        permutation: of the whole model.
+        preferred: label -> how far small changes of the image prefer it; of all labels.
+        clean_margin: the median difference between the two largest logits of a clean image.
     """
 
     labels: list[int]
@@ -50,7 +57,21 @@ class Measured:
     ranking: dict[int, float]
     margins: Evidence
     masks: Evidence
+    noise: Evidence = field(default_factory=Evidence)
     skipped: list[int] = field(default_factory=list)
+    permutation: Permutation = field(default_factory=lambda: Permutation(math.nan, math.nan))
+    preferred: dict[int, float] = field(default_factory=dict)
+    clean_margin: float = 0.0
+
+    def scores(self) -> Scores:
+        """The labels' scores against what is usual in this network."""
+        raw = Raw(
+            margins=self.margins.values,
+            masks={n: row[0] for n, row in self.masks.values.items() if n in self.labels},
+            noise={n: row[0] for n, row in self.noise.values.items()},
+            clean_margin=self.clean_margin,
+        )
+        return combine(self.labels, raw, self.reference)
 
 
 def conclude(
@@ -75,38 +96,44 @@ def conclude(
         seed: of the scan.
         deadline: a time of :func:`time.monotonic` after which no trigger is tried any more.
     """
-    sizes = {
-        label: values[0]
-        for label, values in measured.masks.values.items()
-        if label in measured.labels
-    }
-    scores = verdict.combine(measured.labels, measured.margins.values, sizes, measured.reference)
-    default = method == "default"
-    classes = classifier.num_classes
-    targets = verdict.flagged(scores, classes) if default else verdict.neural_cleanse(scores)
-    few = default and len(measured.labels) < verdict.FEW_CLASSES
-    if few:
-        targets = []
-    suspects = verdict.flagged(scores, classes, verdict.SUSPICION) if default else []
+    scores = measured.scores()
     usable = len(split.fit) + len(split.held)
+    images_used = usable if usable < verdict.FEW_IMAGES else len(images)
+    default = method == "default"
+    decision = (
+        verdict.decide(
+            verdict.Findings(
+                scores,
+                classifier.num_classes,
+                images_used,
+                measured.permutation.statistic,
+                measured.permutation.mapping,
+                measured.preferred,
+            )
+        )
+        if default
+        else verdict.neural_cleanse(scores)
+    )
+    sizes = measured.masks.values.keys() & set(measured.labels)
     doubts = verdict.doubts(
-        images=usable if usable < verdict.FEW_IMAGES else len(images),
-        measured=len(sizes.keys() & measured.margins.values.keys() if default else sizes),
+        images=images_used,
+        measured=len(sizes & measured.margins.values.keys() if default else sizes),
         wanted=len(measured.labels),
         compared=len(measured.labels),
         skipped=len(measured.skipped),
     )
-    answer, reasons = _answer(targets, suspects, doubts, scores, classes, default)
+    answer, reasons = _answer(decision, doubts, few=len(measured.labels) < verdict.FEW_CLASSES)
     if measured.skipped and answer in ("backdoored", "suspicious"):
         reasons = [*reasons, verdict.skipped_words(len(measured.skipped))]
+    targets = decision.targets if answer == "backdoored" else []
     report = ScanReport(
         version=__version__,
         verdict=answer,
         method=method,
         reasons=reasons,
-        p_value=None,
+        p_value=decision.p_value,
         targets=targets,
-        labels=_rows(classifier, split, measured, scores, targets, deadline),
+        labels=_rows(classifier, split, measured, scores, decision, targets, deadline),
         clean_accuracy=proportion(int(right.sum()), len(images)),
         preprocess=classifier.preprocess.name,
         seed=seed,
@@ -115,6 +142,9 @@ def conclude(
         model=model_ref(classifier),
         data=data_ref(images),
         class_names=list(images.class_names) if images.class_names else None,
+        tests=decision.tests,
+        calibration=decision.calibration,
+        mapping=decision.mapping,
     )
     report._triggers.update({label: t[0] for label, t in measured.masks.triggers.items()})
     report._perturbations.update({label: list(t) for label, t in measured.margins.triggers.items()})
@@ -124,41 +154,20 @@ def conclude(
 
 
 def _answer(
-    targets: list[int],
-    suspects: list[int],
-    doubts: list[str],
-    scores: verdict.Scores,
-    classes: int,
-    default: bool,
+    decision: verdict.Decision, doubts: list[str], *, few: bool
 ) -> tuple[Verdict, list[str]]:
-    bar = (
-        verdict.threshold(classes, compared=len(scores.labels))
-        if default
-        else verdict.NEURAL_CLEANSE_THRESHOLD
-    )
-    rule = (
-        f"score at least {bar:.2f} for {classes} classes (uncalibrated index)"
-        if default
-        else "anomaly index above 2 (Wang et al. 2019); a clean model is often flagged by it"
-    )
-    values = scores.score if default else scores.anomaly_index
-    by_label = dict(zip(scores.labels, values.tolist(), strict=True))
-    if default and len(scores.labels) < verdict.FEW_CLASSES:
+    """A finding stands whatever was doubtful; "clean" does not."""
+    if doubts and (few or decision.verdict == "clean"):
         return "inconclusive", doubts
-    if targets:
-        return "backdoored", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in targets]
-    if suspects:
-        return "suspicious", [f"label {t}: {by_label[t]:.2f}; rule: {rule}" for t in suspects]
-    if doubts:
-        return "inconclusive", doubts
-    return "clean", [f"no label reaches the rule: {rule}"]
+    return decision.verdict, decision.reasons
 
 
 def _rows(
     classifier: Classifier,
     split: Split,
     measured: Measured,
-    scores: verdict.Scores,
+    scores: Scores,
+    decision: verdict.Decision,
     targets: list[int],
     deadline: float | None,
 ) -> list[LabelEvidence]:
@@ -174,11 +183,19 @@ def _rows(
     for rank, label in enumerate([*order, *others], start=1):
         index = place.get(label)
         if index is None:
-            rows.append(LabelEvidence(label=label, rank=rank, margin=measured.ranking[label]))
+            rows.append(
+                LabelEvidence(
+                    label=label,
+                    rank=rank,
+                    margin=measured.ranking[label],
+                    preferred=measured.preferred.get(label),
+                    flagged=label in targets,
+                )
+            )
             continue
         budgets = measured.margins.values.get(label, ())
         trigger = measured.masks.triggers.get(label)
-        mask = measured.masks.values.get(label)
+        mask, noise = measured.masks.values.get(label), measured.noise.values.get(label)
         rows.append(
             LabelEvidence(
                 label=label,
@@ -189,6 +206,10 @@ def _rows(
                 mask_l1=mask[0] if mask else None,
                 anomaly_index=_finite(scores.anomaly_index[index]),
                 mask_index=_finite(scores.mask_index[index]),
+                noise_margin=noise[0] if noise else None,
+                noise_index=_finite(scores.noise_index[index]),
+                preferred=measured.preferred.get(label),
+                p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)
                 if trigger and (deadline is None or time.monotonic() < deadline)
@@ -221,7 +242,7 @@ def _finite(value: float) -> float | None:
 
 
 def _settings(measured: Measured, split: Split, method: str) -> dict[str, float | int | str]:
-    return {
+    settings: dict[str, float | int | str] = {
         "labels_measured": len(measured.labels),
         "controls": len(measured.reference)
         if len(measured.reference) < len(measured.labels)
@@ -231,6 +252,12 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
         "held_out_images": len(split.held),
         "method": method,
     }
+    if method == "default":
+        settings["clean_margin"] = measured.clean_margin
+    if not math.isnan(measured.permutation.statistic):
+        settings["permutation"] = measured.permutation.statistic
+        settings["permutation_changes"] = measured.permutation.flipped
+    return settings
 
 
 def model_ref(classifier: Classifier) -> ModelRef:

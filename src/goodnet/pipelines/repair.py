@@ -15,11 +15,12 @@ from torch import Tensor
 
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
-from goodnet.evidence import CHANNELS, Case
+from goodnet.evidence import CHANNELS, Case, Effort
 from goodnet.images import Images, check_images
+from goodnet.inversion import QUICK
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import count_hits, data_ref, model_ref
-from goodnet.pipelines.scan import FINE, check_seed, scan
+from goodnet.pipelines.scan import check_seed, scan
 from goodnet.preprocess import balanced
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport
@@ -30,6 +31,9 @@ from goodnet.version import __version__
 REPAIR_SHARE = 0.6
 """The share of the clean images that a remedy may use; the rest judges it."""
 
+
+CAREFUL = Effort(images=32, steps=24, inversion=replace(QUICK, batch=24, epochs=20))
+"""A few labels' triggers, by which a repair is made and judged, are worth more than a scan's."""
 
 FEWEST_JUDGES = 20
 """Fewer held-out images than this can show nothing."""
@@ -204,9 +208,9 @@ def _triggers(
     progress: Progress,
 ) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
-    chosen = images.select(balanced(images.labels, FINE.images, seed))
+    chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
     case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
-    effort = replace(FINE, purpose="reversing triggers")
+    effort = replace(CAREFUL, purpose="reversing triggers")
     margins = CHANNELS["universal_margin"](case, targets, effort)
     inverted = CHANNELS["mask_l1"](case, targets, effort)
     masks = {target: inverted.triggers[target][0] for target in targets}

@@ -20,9 +20,11 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence
+from goodnet.evidence.augmentation import augmentation
+from goodnet.evidence.permutation import permutation
 from goodnet.evidence.store import open_store
 from goodnet.images import Images, check_images
-from goodnet.inversion import PAPER, QUICK
+from goodnet.inversion import PAPER
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.pipelines.load import weights_sha256
@@ -41,10 +43,7 @@ HELD_OUT = 200
 RANKING = Effort(
     images=8, steps=8, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
 )
-FINE = Effort(images=FIT_IMAGES, steps=24, inversion=replace(QUICK, batch=24))
-COARSE = Effort()
-FINE_LABELS = LEADERS + CONTROLS
-"""Up to so many labels are measured finely; with more of them each gets about half of the time."""
+FULL = Effort()
 
 METHODS = ("default", "neural-cleanse")
 
@@ -114,9 +113,12 @@ def scan(
     case = Case(
         classifier, split.fit, split.fit_labels, seed, workers, progress, clock.at(MASKS_BY), store
     )
-    measured = (
-        _neural_cleanse(case, wanted) if everything else _default(case, wanted, exhaustive, clock)
-    )
+    if everything:
+        measured = _neural_cleanse(case, wanted)
+    else:
+        top = answers.topk(2).values
+        clean_margin = float((top[:, 0] - top[:, 1]).median())
+        measured = _default(case, split, wanted, exhaustive, clock, clean_margin)
     report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
     if labels is not None and report.verdict == "clean":
         note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
@@ -229,10 +231,17 @@ def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
     effort = Effort(images=len(case.fit), inversion=PAPER, purpose="inverting triggers")
     masks = CHANNELS["mask_l1"](case, wanted, effort)
     done = [label for label in wanted if label not in masks.skipped]
-    return Measured(done, done, {}, Evidence(), masks, sorted(masks.skipped))
+    return Measured(done, done, {}, Evidence(), masks, skipped=sorted(masks.skipped))
 
 
-def _default(case: Case, wanted: list[int], exhaustive: bool, clock: _Clock) -> Measured:
+def _default(
+    case: Case,
+    split: Split,
+    wanted: list[int],
+    exhaustive: bool,
+    clock: _Clock,
+    clean_margin: float,
+) -> Measured:
     chosen, reference, ranking = wanted, wanted, {}
     skipped: set[int] = set()
     if len(wanted) > EVERY_LABEL and not exhaustive:
@@ -246,17 +255,32 @@ def _default(case: Case, wanted: list[int], exhaustive: bool, clock: _Clock) -> 
         reference = sorted(order[int(i)] for i in picked)
         failed = [label for label in wanted if label not in ranking and label not in skipped]
         chosen = list(dict.fromkeys(order[:LEADERS] + reference + failed[:LEADERS]))
-    effort = FINE if len(chosen) <= FINE_LABELS else COARSE
+    early = replace(case, deadline=clock.at(MARGINS_BY))
     margins = CHANNELS["universal_margin"](
-        replace(case, deadline=clock.at(MARGINS_BY)),
-        chosen,
-        replace(effort, purpose="measuring margins"),
+        early, chosen, replace(FULL, purpose="measuring margins")
     )
-    masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
+    noise = CHANNELS["noise_margin"](
+        early, chosen, replace(FULL, purpose="measuring margins from noise")
+    )
+    # Of the whole model, and soon done.
+    permuted = permutation(early, split.held, split.held_labels)
+    preferred = augmentation(case, split.held, split.held_labels)
+    masks = CHANNELS["mask_l1"](case, chosen, replace(FULL, purpose="inverting triggers"))
     if not ranking:
-        middle = len(effort.budgets) // 2
+        middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
-    skipped.update(margins.skipped, masks.skipped)
+    skipped.update(margins.skipped, noise.skipped, masks.skipped)
     # A label counts when every channel came to it: a few masks are no measure of what is usual.
     chosen, reference = ([n for n in some if n not in skipped] for some in (chosen, reference))
-    return Measured(chosen, reference, ranking, margins, masks, sorted(skipped))
+    return Measured(
+        chosen,
+        reference,
+        ranking,
+        margins,
+        masks,
+        noise,
+        sorted(skipped),
+        permuted,
+        {label: row[0] for label, row in preferred.values.items()},
+        clean_margin,
+    )

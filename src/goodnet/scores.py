@@ -1,0 +1,123 @@
+"""One number a label: how far it stands out from the other labels of its own network.
+
+Three channels are put on one scale. None of the numbers is a probability yet; what they are worth
+is what the same numbers are on clean networks (:mod:`goodnet.calibration`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from goodnet.statistics import MAD_TO_SIGMA, mad_index
+
+Floats = NDArray[np.float64]
+
+CEILING = 5.0
+"""No channel counts for more than this: beyond it a robust z says nothing more."""
+
+MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.1, 0.15, 0.1
+"""The least spread that labels are taken to have. The spread of ten labels is itself chance: where
+they happen to lie close together, an ordinary label would look like an outlier. Of margins in units
+of the network's own clean margin; of mask and noise margin on a logarithmic scale."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """What the channels measured, label -> number; a label that failed is absent.
+
+    Attributes:
+        margins: universal margin for each L2 budget, in logits.
+        masks: L1 norm of the smallest mask, in pixels.
+        noise: margin from noise, in logits.
+        clean_margin: the median difference between the two largest logits of a clean image, in
+            logits: what a margin is worth in this network.
+    """
+
+    margins: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    masks: Mapping[int, float] = field(default_factory=dict)
+    noise: Mapping[int, float] = field(default_factory=dict)
+    clean_margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The evidence of every measured label, arrays of one length.
+
+    Attributes:
+        labels: the class numbers.
+        margin_index: robust z of the universal margin, mean over the budgets.
+        anomaly_index: Neural Cleanse's MAD index of the mask's L1 norm.
+        mask_index: robust z of -log L1: norms are skewed, and the plain index saturates at
+            median/MAD however small a mask is.
+        noise_index: robust z of the log margin from noise.
+        score: the sum of the three, each between 0 and :data:`CEILING`, divided by sqrt(3).
+    """
+
+    labels: list[int]
+    margin_index: Floats
+    anomaly_index: Floats
+    mask_index: Floats
+    noise_index: Floats
+    score: Floats
+
+
+def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores:
+    """The indices of ``labels`` against the labels in ``reference``.
+
+    Args:
+        labels: what was measured.
+        raw: the channels' numbers.
+        reference: the labels that say what is usual: all of them, or random controls where only
+            the leaders and controls were measured (the leaders are no fair sample).
+    """
+    usual = np.isin(np.array(labels), np.array(reference))
+    floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
+    columns = [
+        robust_index(np.array([raw.margins[n][b] if n in raw.margins else np.nan for n in labels]),
+                     usual, floor)
+        for b in range(max((len(row) for row in raw.margins.values()), default=0))
+    ]  # fmt: skip
+    margin = np.mean(columns, axis=0) if columns else np.full(len(labels), np.nan)
+    sizes = np.array([raw.masks.get(label, np.nan) for label in labels], dtype=np.float64)
+    mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
+    noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
+    noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
+    parts = [np.clip(np.nan_to_num(part, nan=0.0), 0.0, CEILING) for part in (margin, mask, noise)]
+    score: Floats = np.sum(parts, axis=0) / math.sqrt(3.0)
+    return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, score)
+
+
+def robust_index(values: Floats, usual: NDArray[np.bool_], floor: float) -> Floats:
+    """``(v - median) / hypot(1.4826 MAD, floor)``, by the median and MAD of the usual others.
+
+    Args:
+        values: ``(n,)``; NaN and infinity are kept out.
+        usual: ``(n,)``, which of them tell what is usual. A value is never held against itself.
+        floor: the least spread, above 0.
+
+    Returns:
+        ``(n,)``; NaN where nothing was measured or fewer than two others are known.
+    """
+    out = np.full(len(values), np.nan)
+    known = np.isfinite(values)
+    for place in np.flatnonzero(known):
+        others = values[usual & known & (np.arange(len(values)) != place)]
+        if len(others) >= 2:
+            middle = np.median(others)
+            spread = MAD_TO_SIGMA * float(np.median(np.abs(others - middle)))
+            out[place] = (values[place] - middle) / math.hypot(spread, floor)
+    return out
+
+
+def _anomaly(sizes: Floats, usual: NDArray[np.bool_]) -> Floats:
+    """The paper's index, of every size in a sample of the usual ones and itself."""
+    out = np.full(len(sizes), np.nan)
+    for place in np.flatnonzero(np.isfinite(sizes)):
+        sample = np.append(sizes[usual & (np.arange(len(sizes)) != place)], sizes[place])
+        out[place] = mad_index(sample)[-1]
+    return out
