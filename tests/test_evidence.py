@@ -88,24 +88,30 @@ def test_the_map_of_an_all_to_all_backdoor_is_read(permuted, clean):
 
 def test_a_map_is_told_from_a_collapse_from_noise_and_from_nothing():
     labels = torch.arange(100) % 10
-    assert read(labels, (labels + 1) % 10, 10).statistic == pytest.approx(0.9)
-    assert read(labels, torch.zeros(100, dtype=torch.long), 10).statistic == pytest.approx(0.0)
+    assert read(labels, (labels + 1) % 10, 10).statistic == pytest.approx(1.0)
+    # All to one label: only one class can have it to itself.
+    assert read(labels, torch.zeros(100, dtype=torch.long), 10).statistic < 0.11
     assert read(labels, labels, 10).statistic == 0.0
     noise = torch.randint(0, 10, (100,), generator=torch.Generator().manual_seed(0))
-    assert abs(read(labels, noise, 10).statistic) < 0.2
+    assert read(labels, noise, 10).statistic < 0.25
     # With one image a class there is nothing that it could agree with: no answer, and no zero.
     single = read(torch.arange(10), (torch.arange(10) + 1) % 10, 10)
     assert single.statistic != single.statistic
 
 
 def test_coarse_levels_betray_a_quantisation_backdoor(coarse, clean):
-    found = augmentation(*case(coarse)).values
+    found = augmentation(*case(coarse), clean_margin(coarse)).values
     assert max(found, key=lambda label: found[label][0]) == 1
-    assert found[1][0] > 0.8
-    other = augmentation(*case(clean)).values
+    assert found[1][0] > 0.5, "half as sure as of the right label of a clean image"
+    other = augmentation(*case(clean), clean_margin(clean)).values
     assert set(other) == {0, 1, 2, 3}
-    # Two levels are a large change for a network of four signs: it has a favourite, too.
-    assert max(value for (value,) in other.values()) < found[1][0] - 0.2
+    assert max(value for (value,) in other.values()) < 0.5 * found[1][0]
+
+
+def clean_margin(classifier):
+    """The median lead of the answer, of clean images."""
+    top = classifier.logits(case(classifier)[1]).topk(2).values
+    return float((top[:, 0] - top[:, 1]).median())
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 17, 30)])

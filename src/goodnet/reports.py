@@ -66,8 +66,8 @@ class LabelEvidence(Data):
         noise_index: the same robust z for its logarithm.
         score: the three indices in one number; it orders the labels.
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
-        preferred: by how large a share of images, under the small change of the image that prefers
-            this label most, the label leads all others; in [-1, 1].
+        preferred: mean margin of the label under the small change of the images that favours it
+            most, in units of the margin that clean images have; mostly negative.
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.

@@ -28,7 +28,7 @@ class ReferenceModel(BaseModel):
         scores: of the labels that no ranking had chosen.
         highest: the largest score of all.
         permutation: the statistic of the permutation test, if it could be taken.
-        preferred: the largest preference under a small change of the image.
+        preferred: the largest margin of a label under a small change of the images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -55,7 +55,7 @@ class Findings:
         images: clean images that the scan could use.
         permutation: the statistic of the permutation, NaN where it could not be taken.
         mapping: class -> label of that permutation.
-        preferred: label -> how far small changes of the image prefer it; empty if not measured.
+        preferred: label -> margin under the change that favours it most; empty if not measured.
     """
 
     scores: Scores
@@ -179,8 +179,8 @@ def _sentence(test: TestResult, found: Findings, named: list[int]) -> str:
         )
     leader = max(found.preferred, key=lambda label: found.preferred[label])
     return (
-        f"a small change of the images prefers label {leader} by "
-        f"{100 * (test.statistic or 0):.0f} % of them, {tail}"
+        f"a small change of the images makes the model sure of label {leader}: margin "
+        f"{test.statistic:.2f} of a clean image's, {tail}"
     )
 
 

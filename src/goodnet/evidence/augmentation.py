@@ -2,7 +2,8 @@
 
 A backdoor whose trigger is a way to process an image (a warp, coarse levels, a filter, stripes)
 often fires, on some images, under a change of that kind that nobody optimised. Of a clean network a
-small change leaves the answers alone or scatters them; it does not send them to one label.
+small change leaves the answers alone or scatters them; if it favours one label, then with little
+conviction: the network was not trained to give that answer.
 """
 
 from __future__ import annotations
@@ -27,36 +28,47 @@ BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 """The thresholds of ordered dithering, in sixteenths."""
 
 
-def augmentation(case: Case, images: Tensor, labels: Tensor) -> Evidence:
-    """How far any of the changes prefers a label.
+def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float = 1.0) -> Evidence:
+    """How far any of the changes carries a label.
 
-    For a change a and a label t, let e(a, t) be the share of images of other classes that become t
-    under a, less the share that were t before. A label's number is the largest of
-    e(a, t) - max_{s != t} e(a, s) over the changes: how much more than any other label it gets.
+    A label's number is the largest mean margin over the changes a::
+
+        max_a mean_i [ f_t(a(x_i)) - max_{j != t} f_j(a(x_i)) ] / clean_margin
+
+    over the images of other classes. At 1 a change alone makes the network as sure of the label as
+    it is of a clean image's own; of a clean network it is mostly below 0.
 
     Args:
         case: the classifier; the images that triggers are fitted to are not used.
         images: float32 ``(n, C, H, W)`` in [0, 1].
         labels: int64 ``(n,)``.
+        clean_margin: the margin of clean images, in logits, above 0.
 
     Returns:
-        ``values[label]``: one number in [-1, 1], for every label.
+        ``values[label]``: one number for every label that images of other classes are there for.
     """
     classes = case.classifier.num_classes
     every = list(changes(case.classifier.input_shape, case.seed))
+    others = (labels[:, None] != torch.arange(classes)).float()
+    counts = others.sum(0)
+    best = torch.full((classes,), -math.inf)
     with single_threaded():
-        before = _shares(case.classifier.logits(images).argmax(1), labels, classes)
-        best = torch.full((classes,), -1.0)
         for done, (_, change) in enumerate(every):
             case.progress("changing images a little", done, len(every))
-            after = case.classifier.logits(change(images).clamp(0.0, 1.0)).argmax(1)
-            excess = _shares(after, labels, classes) - before
-            top = excess.topk(2)
-            rival = torch.full((classes,), float(top.values[0]))
-            rival[top.indices[0]] = top.values[1]
-            best = torch.maximum(best, excess - rival)
+            logits = case.classifier.logits(change(images).clamp(0.0, 1.0))
+            margins = _margins(logits) * others
+            best = torch.maximum(best, margins.sum(0) / counts)
         case.progress("changing images a little", len(every), len(every))
-    return Evidence({label: (value,) for label, value in enumerate(best.tolist())})
+    values = (best / max(clean_margin, 1e-6)).tolist()
+    return Evidence({n: (value,) for n, value in enumerate(values) if math.isfinite(value)})
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """Of every label, ``f_t - max_{j != t} f_j``; ``(n, K)``."""
+    top = logits.topk(2)
+    rival = top.values[:, :1].expand_as(logits).clone()
+    rival.scatter_(1, top.indices[:, :1], top.values[:, 1:])
+    return logits - rival
 
 
 def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Change]]:
@@ -73,7 +85,9 @@ def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Chang
         yield f"shift {down},{right}", _shift(down, right)
     for levels in LEVELS:
         yield f"{levels} levels", _levels(levels)
-        yield f"{levels} levels, dithered", _dithered(levels, height, width)
+        # Two levels, dithered, are more than a little: clean networks give way to them.
+        if levels > 2:
+            yield f"{levels} levels, dithered", _dithered(levels, height, width)
     for turn in range(WARPS):
         field = 2.0 * torch.rand(1, 2, GRID, GRID, generator=generator) - 1.0
         yield f"warp {turn}", _warp(field / field.abs().mean(), height, width)
@@ -93,13 +107,6 @@ def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Chang
             ("violet", (1.2, 0.8, 1.2)),
         ):
             yield name, _scale(torch.tensor(gains).view(3, 1, 1))
-
-
-def _shares(answers: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Of each label: the share of images of other classes that get it, ``(K,)``."""
-    hits = torch.bincount(answers[answers != labels], minlength=classes).float()
-    others = len(labels) - torch.bincount(labels, minlength=classes)
-    return hits / others.clamp_min(1)
 
 
 def _shift(down: int, right: int) -> Change:

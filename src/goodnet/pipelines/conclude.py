@@ -48,7 +48,7 @@ class Measured:
         noise: of ``labels``, the margin from noise.
         skipped: labels that the budget left no time for, in the ranking or in full.
         permutation: of the whole model.
-        preferred: label -> how far small changes of the image prefer it; of all labels.
+        preferred: label -> its margin under the change that favours it most; of all labels.
         clean_margin: the median difference between the two largest logits of a clean image.
     """
 

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from goodnet.inversion import PAPER
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.pipelines.load import weights_sha256
+from goodnet.pipelines.ranking import rank
 from goodnet.preprocess import check_chance
 from goodnet.reports import ScanReport
 from goodnet.version import __version__
@@ -35,14 +35,9 @@ from goodnet.version import __version__
 EVERY_LABEL = 64
 """Up to this many classes every label is measured in full."""
 
-LEADERS = 12
-CONTROLS = 28
 FIT_IMAGES = 32
 HELD_OUT = 200
 
-RANKING = Effort(
-    images=8, steps=8, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
-)
 FULL = Effort()
 
 METHODS = ("default", "neural-cleanse")
@@ -242,19 +237,13 @@ def _default(
     clock: _Clock,
     clean_margin: float,
 ) -> Measured:
-    chosen, reference, ranking = wanted, wanted, {}
+    chosen, reference = wanted, wanted
+    ranking: dict[int, float] = {}
     skipped: set[int] = set()
     if len(wanted) > EVERY_LABEL and not exhaustive:
-        early = replace(case, deadline=clock.at(RANKED_BY))
-        ranked = CHANNELS["universal_margin"](early, wanted, RANKING)
+        ranked = rank(replace(case, deadline=clock.at(RANKED_BY)), wanted)
         skipped.update(ranked.skipped)
-        ranking = {label: values[0] for label, values in ranked.values.items()}
-        order = sorted(ranking, key=lambda label: -ranking[label])
-        # Controls come from all labels: the others alone are more alike than labels are.
-        picked = np.random.default_rng(case.seed).permutation(len(order))[:CONTROLS]
-        reference = sorted(order[int(i)] for i in picked)
-        failed = [label for label in wanted if label not in ranking and label not in skipped]
-        chosen = list(dict.fromkeys(order[:LEADERS] + reference + failed[:LEADERS]))
+        ranking, chosen, reference = ranked.margins, ranked.chosen, ranked.controls
     early = replace(case, deadline=clock.at(MARGINS_BY))
     margins = CHANNELS["universal_margin"](
         early, chosen, replace(FULL, purpose="measuring margins")
@@ -264,7 +253,7 @@ def _default(
     )
     # Of the whole model, and soon done.
     permuted = permutation(early, split.held, split.held_labels)
-    preferred = augmentation(case, split.held, split.held_labels)
+    preferred = augmentation(case, split.held, split.held_labels, clean_margin)
     masks = CHANNELS["mask_l1"](case, chosen, replace(FULL, purpose="inverting triggers"))
     if not ranking:
         middle = len(FULL.budgets) // 2

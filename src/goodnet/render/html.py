@@ -13,7 +13,14 @@ from PIL import Image
 from goodnet.render import charts, words
 from goodnet.render.pictures import row, stamped, trigger_pictures
 from goodnet.render.words import DASH, duration, interval, label_name, number, plain, points, share
-from goodnet.reports import FileRef, LabelEvidence, Proportion, RepairReport, ScanReport
+from goodnet.reports import (
+    FileRef,
+    LabelEvidence,
+    Proportion,
+    RepairReport,
+    ScanReport,
+    TestResult,
+)
 from goodnet.trigger import Trigger
 
 if TYPE_CHECKING:
@@ -67,6 +74,7 @@ def scan_page(report: ScanReport, repair: RepairReport | None = None) -> str:
             no_pictures=_no_pictures(report),
             rows=[_row(report, label) for label in report.labels],
             open_rows=max(OPEN_ROWS, min(flagged + 3, 40)),
+            tests=[_test_row(test) for test in report.tests],
             calibration=_calibration(report),
             repair=None if repair is None else _repair_view(repair),
             limits=words.LIMITS,
@@ -172,8 +180,12 @@ def _row(report: ScanReport, label: LabelEvidence) -> dict[str, str | bool]:
         "rank": str(label.rank),
         "name": label_name(report, label.label),
         "margin": number(label.margin),
+        "score": number(label.score),
         "margin_index": number(label.margin_index),
         "mask_l1": number(label.mask_l1),
+        "mask_index": number(label.mask_index),
+        "noise": number(label.noise_margin),
+        "noise_index": number(label.noise_index),
         "anomaly_index": number(label.anomaly_index),
         "success": success,
         "role": role,
@@ -251,10 +263,18 @@ def _no_pictures(report: ScanReport) -> str:
     )
 
 
+def _test_row(test: TestResult) -> dict[str, str]:
+    return {
+        "name": test.name,
+        "statistic": number(test.statistic),
+        "p_value": DASH if test.p_value is None else f"{test.p_value:.2g}",
+        "weight": share(test.weight),
+        "models": f"{test.models:,}",
+    }
+
+
 def _calibration(report: ScanReport) -> str:
-    if report.p_value is None:
-        return words.UNCALIBRATED
-    return f"p-value of the model: {report.p_value:.3g}."
+    return words.calibration_words(report)
 
 
 def _command(report: ScanReport) -> str:

@@ -57,6 +57,8 @@ def scan_sarif(report: ScanReport) -> str:
                 "properties": {
                     "verdict": report.verdict,
                     "p_value": report.p_value,
+                    "tests": [test.model_dump() for test in report.tests],
+                    "calibration": report.calibration,
                     "clean_accuracy": report.clean_accuracy.value,
                     "preprocess": report.preprocess,
                     "seed": report.seed,

@@ -18,8 +18,8 @@ from goodnet.render.words import (
     DASH,
     LONGEST_NAME,
     REPAIR_LIMIT,
-    UNCALIBRATED,
     VERDICT_CODES,
+    calibration_words,
     counted,
     duration,
     interval,
@@ -70,10 +70,7 @@ def scan_text(report: ScanReport) -> RenderableType:
     if report.reasons:
         parts += [_bullets(report.reasons), Text()]
     parts += [_facts(_scan_facts(report)), Text()]
-    if report.p_value is None:
-        parts.append(Text(UNCALIBRATED, style="dim"))
-    else:
-        parts.append(Text(f"p-value of the model: {report.p_value:.3g}"))
+    parts.append(Text(calibration_words(report), style="dim"))
     return Group(*parts, _help(_NEXT_STEPS[report.verdict]), _more(VERDICT_CODES[report.verdict]))
 
 
@@ -181,19 +178,22 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 
 def _evidence_table(report: ScanReport) -> Table:
-    heads = ("", "label", "margin", "index", "mask L1", "MAD", "attack success")
-    table = _table(*heads, left=2)
+    scored = any(label.score is not None for label in report.labels)
+    heads = ("score", "margin", "mask L1", "noise") if scored else ("mask L1", "MAD")
+    table = _table("", "label", *heads, "attack success", left=2)
     # Where room is short the name gives way, never a figure.
     table.columns[1].max_width, table.columns[1].no_wrap = 20, False
     for evidence in leaders(report):
         style = STYLES.get(report.verdict, "bold") if evidence.flagged else ""
+        figures = (
+            (evidence.score, evidence.margin, evidence.mask_l1, evidence.noise_margin)
+            if scored
+            else (evidence.mask_l1, evidence.anomaly_index)
+        )
         cells = [
             _role(evidence),
             plain(label_name(report, evidence.label), 40),
-            number(evidence.margin),
-            number(evidence.margin_index),
-            number(evidence.mask_l1),
-            number(evidence.anomaly_index),
+            *map(number, figures),
             interval(evidence.attack_success) if evidence.attack_success else DASH,
         ]
         table.add_row(*(Text(cell, style=style) for cell in cells))

@@ -29,6 +29,11 @@ UNCALIBRATED = (
     "against each other; they are not error rates."
 )
 
+CALIBRATED = (
+    "p = {p:.2g}: so often would a clean model give this much evidence, as far as scans of "
+    "{models} clean reference models tell."
+)
+
 LIMITS = (
     "Only the trigger kinds that the method models were looked for: patches, and additive "
     "patterns that work on images of most classes. Triggers that depend on the source class, "
@@ -46,6 +51,14 @@ REPAIR_LIMIT = (
     "Attack success was measured with triggers that goodnet inverted itself. Where stamped images "
     "of the real attack exist, check the repaired model on them with goodnet evaluate --poisoned."
 )
+
+
+def calibration_words(report: ScanReport) -> str:
+    """What the p-value means, or why there is none."""
+    if report.p_value is None:
+        return UNCALIBRATED
+    models = max((test.models for test in report.tests), default=0)
+    return CALIBRATED.format(p=report.p_value, models=models)
 
 
 def plain(text: str, longest: int | None = None) -> str:

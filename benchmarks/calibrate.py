@@ -1,0 +1,82 @@
+"""Makes the calibration tables that goodnet ships, from scans of clean calibration models.
+
+    .venv/bin/python benchmarks/run.py --method evidence --split calibration
+    .venv/bin/python benchmarks/calibrate.py
+
+Only clean models of the `calibration` split get in; that a test model is among them is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import zoo
+from records import RESULTS
+
+import goodnet
+from goodnet.scores import Raw, combine
+from goodnet.tables import FILE, ReferenceModel, Tables
+
+SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
+
+
+def rescored(record: dict[str, Any]) -> tuple[list[int], list[float], list[bool]]:
+    """Labels, scores and which are the reference, of a record's raw numbers by today's formula."""
+    rows = record["labels"]
+    labels = [row["label"] for row in rows]
+    raw = Raw(
+        margins={row["label"]: list(row["margins"].values()) for row in rows if row["margins"]},
+        masks={row["label"]: row["mask_l1"] for row in rows if row["mask_l1"] is not None},
+        noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
+        clean_margin=record["settings"]["clean_margin"],
+    )
+    controls = [row["label"] for row in rows if row["control"]] or labels
+    scores = combine(labels, raw, controls)
+    return labels, scores.score.tolist(), [label in controls for label in labels]
+
+
+def reference_model(record: dict[str, Any]) -> ReferenceModel:
+    """One line of the tables."""
+    _, scores, usual = rescored(record)
+    return ReferenceModel(
+        name=record["model"],
+        num_classes=record["num_classes"],
+        batch_norm=record["batch_norm"],
+        images=record["images"],
+        scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=True) if one),
+        highest=round(max(scores), 4),
+        permutation=_rounded(record["settings"].get("permutation")),
+        preferred=round(record["preferred"], 4),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def main() -> None:
+    """Writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, default=RESULTS / "evidence")
+    parser.add_argument("-o", "--output", type=Path, default=SHIPPED)
+    given = parser.parse_args()
+    wanted = [s.name for s in zoo.setups() if s.split == "calibration"]
+    models = []
+    for path in sorted(given.records.glob("*.clean.json")):
+        record = json.loads(path.read_text("utf-8"))
+        if record["model"].removesuffix(".clean") not in wanted:
+            raise SystemExit(f"{record['model']} is no model of the calibration split")
+        if "error" in record:
+            raise SystemExit(f"{record['model']}: {record['error']}")
+        models.append(reference_model(record))
+    made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
+    given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
+    print(f"{len(models)} clean models in {given.output.name}")
+
+
+if __name__ == "__main__":
+    main()

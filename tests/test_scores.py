@@ -1,0 +1,76 @@
+"""The score of a label: what stands out does, what fails is kept out, nothing becomes NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from goodnet.scores import Raw, combine, robust_index
+from goodnet.verdict import neural_cleanse
+
+
+def raw(rng: np.random.Generator, classes: int) -> Raw:
+    return Raw(
+        margins={n: tuple(rng.normal(size=3)) for n in range(classes)},
+        masks={n: float(np.exp(4 + 0.3 * rng.normal())) for n in range(classes)},
+        noise={n: float(np.exp(3 + 0.1 * rng.normal())) for n in range(classes)},
+        clean_margin=5.0,
+    )
+
+
+@pytest.mark.parametrize("classes", [10, 43, 200])
+def test_a_label_that_stands_out_in_every_channel_leads_by_far(classes):
+    numbers = raw(np.random.default_rng(classes), classes)
+    numbers.margins[7] = (7.0, 7.0, 7.0)
+    numbers.masks[7] = float(np.exp(4 - 0.3 * 7))
+    labels = list(range(classes))
+    scores = combine(labels, numbers, labels)
+    order = np.argsort(-scores.score)
+    assert order[0] == 7
+    assert scores.score[7] > 1.5 * scores.score[order[1]]
+
+
+def test_a_weak_spot_in_one_channel_alone_scores_far_less_than_agreement():
+    """A label that noise drives a network to has a wide margin and an ordinary mask."""
+    numbers = raw(np.random.default_rng(1), 12)
+    numbers.margins[3] = (30.0, 30.0, 30.0)
+    numbers.margins[7] = (6.0, 6.0, 6.0)
+    numbers.masks[3], numbers.masks[7] = float(np.exp(4)), float(np.exp(4 - 0.3 * 6))
+    scores = combine(range(12), numbers, range(12)).score
+    assert scores[7] > 1.5 * scores[3]
+
+
+def test_failed_inversions_are_kept_out_of_the_statistics():
+    labels = list(range(10))
+    margins = {n: (float(n % 3),) for n in labels}
+    sizes = {n: 50.0 + n for n in range(8)}  # 8 and 9 failed
+    with_failures = combine(labels, Raw(margins, sizes), labels)
+    few = {n: margins[n] for n in range(8)}
+    without = combine(labels[:8], Raw(few, sizes), labels[:8])
+    assert np.isnan(with_failures.anomaly_index[8:]).all()
+    assert np.allclose(with_failures.anomaly_index[:8], without.anomaly_index)
+    assert np.isfinite(with_failures.score).all()
+
+
+def test_equal_masks_do_not_divide_by_zero():
+    labels = list(range(6))
+    scores = combine(labels, Raw(masks=dict.fromkeys(labels, 40.0)), labels)
+    assert np.array_equal(scores.anomaly_index, np.zeros(6))
+    assert neural_cleanse(scores).targets == []
+    assert np.isfinite(scores.score).all()
+
+
+def test_a_narrow_spread_of_few_labels_makes_no_outlier():
+    values = np.array([1.0, 1.0, 1.0, 1.001, 1.0, 1.05])
+    assert robust_index(values, np.ones(6, bool), floor=0.1)[-1] < 1.0
+
+
+def test_controls_say_what_is_usual():
+    """Leaders were chosen for their margins: held against each other none would stand out."""
+    values = np.array([9.0, 9.0, 9.0, 9.0, 0.0, 1.0, 0.5, 0.2])
+    usual = np.arange(8) >= 4
+    assert robust_index(values, usual, floor=0.1)[0] > 5
+
+
+def test_two_labels_have_no_index():
+    assert np.isnan(robust_index(np.array([1.0, 2.0]), np.ones(2, bool), 0.1)).all()
