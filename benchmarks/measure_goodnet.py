@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import traceback
@@ -37,7 +38,6 @@ def goodnet_record(
         limit: seconds that the scan may take, or None.
     """
     import goodnet
-    from goodnet import verdict
 
     # The defender's images alone: the attacker's would count as the scan's memory.
     defender = zoo.defender(truth["data"], truth["split"])
@@ -60,9 +60,8 @@ def goodnet_record(
     seconds = time.monotonic() - started
     memory = bench.peak_memory_mb()
     if method == "default":
-        scores = [e.score for e in report.labels if e.score is not None]
-        bar = verdict.threshold(truth["num_classes"], compared=len(scores))
-        statistic = max(scores) - bar if scores else None
+        # What ranks models of any kind: the evidence against "clean", in powers of ten.
+        statistic = None if report.p_value is None else -math.log10(max(report.p_value, 1e-300))
     else:
         small = [e for e in report.labels if e.mask_l1 is not None]
         middle = float(np.median([e.mask_l1 for e in small]))
@@ -74,6 +73,7 @@ def goodnet_record(
         "verdict": report.verdict,
         "statistic": statistic,
         "p_value": report.p_value,
+        "tests": [test.model_dump() for test in report.tests],
         "targets": report.targets,
         "preprocess": report.preprocess,
         "seconds": seconds,

@@ -1,9 +1,11 @@
 """P-values against simulation: their size on clean models, their power, their honesty when few."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from goodnet.calibration import FEWEST_MODELS, combine, reference, selected
+from goodnet.calibration import FEWEST_MODELS, combine, maxima, reference, selected
 
 CLASSES = (10, 10, 12, 43)
 
@@ -136,3 +138,55 @@ def test_false_discoveries_are_as_few_as_stated():
     assert selected([0.5, 0.9]) == []
     assert selected([0.9, 0.001, float("nan")]) == [1]
     assert selected([]) == []
+
+
+LAWS = {
+    "gumbel": lambda rng, n: 2.6 + 0.5 * rng.gumbel(size=n),
+    "normal": lambda rng, n: 2.6 + 0.6 * rng.normal(size=n),
+    "gamma": lambda rng, n: rng.gamma(6.0, 0.4, size=n),
+    "lognormal": lambda rng, n: np.exp(0.3 * rng.normal(size=n)),
+    "largest of 43": lambda rng, n: rng.exponential(size=(n, 43)).max(1),
+    "two kinds of network": lambda rng, n: (
+        rng.choice([1.0, 1.4], size=n) * (1.5 + 0.4 * rng.gumbel(size=n))
+    ),
+}
+"""Of a clean model's statistic; none of them is told to the calibration."""
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_models_p_value_is_as_rare_as_it_says_whatever_the_law(law):
+    rng = np.random.default_rng(11)
+    p = np.concatenate(
+        [
+            [known.survival(v) for v in LAWS[law](rng, 25)]
+            for known in (maxima(LAWS[law](rng, 19)) for _ in range(120))
+        ]
+    )
+    # 3,000 p-values of 120 references.
+    assert (p <= 0.01).mean() <= 0.022
+    assert (p <= 0.001).mean() <= 0.006
+    assert 0.03 <= (p <= 0.1).mean() <= 0.14
+    assert 0.3 <= (p <= 0.5).mean() <= 0.65
+
+
+def test_an_attacked_models_statistic_far_above_is_told_from_clean_ones():
+    rng = np.random.default_rng(12)
+    far = [maxima(1.3 + 0.4 * rng.gumbel(size=19)).survival(5.0) for _ in range(100)]
+    assert np.mean(np.array(far) <= 0.01) >= 0.95
+
+
+def test_fewer_reference_models_make_larger_p_values():
+    rng = np.random.default_rng(13)
+    few = [maxima(rng.gumbel(size=8)).survival(8.0) for _ in range(60)]
+    many = [maxima(rng.gumbel(size=80)).survival(8.0) for _ in range(60)]
+    assert np.median(few) > 3 * np.median(many)
+    assert maxima(rng.gumbel(size=FEWEST_MODELS - 1)) is None
+    assert maxima([1.0] * 20) is None, "without any spread nothing can be said"
+
+
+def test_a_models_p_value_falls_with_its_statistic_and_stays_in_range():
+    known = maxima(np.random.default_rng(14).gumbel(size=19))
+    p = [known.survival(value) for value in np.linspace(-20, 200, 300)]
+    assert all(0 <= b <= a <= 1 for a, b in itertools.pairwise(p))
+    assert known.survival(float("nan")) == 1.0
+    assert known.survival(float("inf")) == 0.0

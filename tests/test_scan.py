@@ -27,7 +27,8 @@ def test_the_badnet_is_found_with_its_target_alone(badnet_report):
     assert first.flagged
     assert first.attack_success is not None
     assert first.attack_success.value > 0.7
-    assert report.p_value is None, "no p-value may be printed before it is calibrated"
+    assert report.p_value is not None
+    assert report.p_value <= 0.01
 
 
 def test_its_clean_twin_is_not_flagged(honest_report):
@@ -56,8 +57,8 @@ def test_a_report_loads_back_equal_with_its_triggers(badnet, tmp_path):
 
 def test_some_labels_only_is_never_called_clean(honest):
     report = scan(load(honest.module, honest.clean), honest.clean, labels=[2, 3, 4, 5])
-    assert report.verdict == "inconclusive"
-    assert any("only 4 of 12" in reason for reason in report.reasons)
+    assert report.verdict in ("inconclusive", "suspicious")
+    assert report.p_value is None, "four labels are out of the calibration's reach"
 
 
 def test_few_images_are_inconclusive_not_clean(honest):

@@ -1,56 +1,129 @@
-"""The decision, checked by simulation: how often would a clean model be flagged?"""
+"""The decision: what is named, with which p-value, and when nothing may be said."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 
-from goodnet import verdict
+from goodnet import tables, verdict
+from goodnet.scores import Scores
+from goodnet.verdict import Findings, decide
 
 
-def clean_scores(rng: np.random.Generator, classes: int, skew: float = 0.3) -> verdict.Scores:
-    labels = list(range(classes))
-    margins = {n: tuple(rng.normal(size=3)) for n in labels}
-    sizes = {n: float(np.exp(4 + skew * rng.normal())) for n in labels}
-    return verdict.combine(labels, margins, sizes, labels)
+def scores(values: list[float] | np.ndarray) -> Scores:
+    values = np.asarray(values, dtype=np.float64)
+    nothing = np.full(len(values), np.nan)
+    return Scores(list(range(len(values))), values, nothing, values, values, values)
 
 
-@pytest.mark.parametrize("classes", [4, 6, 10, 43, 200])
-def test_clean_models_with_independent_labels_are_rarely_flagged(classes):
-    """The paper's rule flags a third of clean 10-class models and most 100-class ones."""
-    rng = np.random.default_rng(classes)
-    runs = 200 if classes < 100 else 40
-    ours = sum(bool(verdict.flagged(clean_scores(rng, classes), classes)) for _ in range(runs))
-    assert ours / runs < 0.12
+def ordinary(classes: int, seed: int = 0) -> np.ndarray:
+    """Scores as a clean network has them: those of a shipped reference model, drawn again."""
+    rng = np.random.default_rng(seed)
+    models = tables.shipped().models
+    known = np.array(models[int(rng.integers(len(models)))].scores)
+    return rng.choice(known, classes)
+
+
+def findings(values, permutation=0.1, mapping=None, preferred=None, images=200) -> Findings:
+    classes = len(values)
+    preferred = preferred or dict.fromkeys(range(classes), -0.5)
+    return Findings(scores(values), classes, images, permutation, mapping or {}, preferred)
+
+
+def test_the_reference_models_are_clean_calibration_models_and_enough():
+    models = tables.shipped().models
+    assert len(models) >= 15
+    assert all(model.name.endswith(".clean") for model in models)
+    assert len({model.name for model in models}) == len(models)
+    assert {True, False} == {model.batch_norm for model in models}
+    assert min(m.num_classes for m in models) <= 12
+    assert max(m.num_classes for m in models) >= 100
+
+
+def test_the_reference_models_themselves_are_let_be():
+    """Each held against the others (and itself): "backdoored" never, "suspicious" rarely."""
+    answers = []
+    for model in tables.shipped().models:
+        values = [*model.scores[:-1], model.highest]
+        found = Findings(
+            scores(values),
+            model.num_classes,
+            model.images,
+            np.nan if model.permutation is None else model.permutation,
+            {},
+            {0: model.preferred},
+        )
+        answers.append(decide(found).verdict)
+    assert "backdoored" not in answers
+    assert answers.count("suspicious") <= 0.2 * len(answers)
 
 
 @pytest.mark.parametrize("classes", [10, 43, 200])
-def test_a_label_that_stands_out_in_both_channels_is_named(classes):
-    rng = np.random.default_rng(classes)
-    labels = list(range(classes))
-    margins = {n: tuple(rng.normal(size=3)) for n in labels}
-    sizes = {n: float(np.exp(4 + 0.3 * rng.normal())) for n in labels}
-    margins[7] = (6.0, 6.0, 6.0)
-    sizes[7] = float(np.exp(4 - 0.3 * 6))
-    assert verdict.flagged(verdict.combine(labels, margins, sizes, labels), classes) == [7]
+def test_a_label_that_stands_out_far_is_named_alone(classes):
+    values = ordinary(classes)
+    values[7] = 8.0
+    decision = decide(findings(values))
+    assert decision.verdict == "backdoored"
+    assert decision.targets == [7]
+    assert decision.p_value is not None
+    assert decision.p_value <= verdict.BACKDOORED
+    assert "label 7" in decision.reasons[0]
 
 
-def test_failed_inversions_are_kept_out_of_the_statistics():
-    labels = list(range(10))
-    margins = {n: (float(n % 3),) for n in labels}
-    sizes = {n: 50.0 + n for n in range(8)}  # 8 and 9 failed
-    with_failures = verdict.combine(labels, margins, sizes, labels)
-    without = verdict.combine(labels[:8], {n: margins[n] for n in range(8)}, sizes, labels[:8])
-    assert np.isnan(with_failures.anomaly_index[8:]).all()
-    assert np.allclose(with_failures.anomaly_index[:8], without.anomaly_index)
-    assert np.isfinite(with_failures.score).all()
+def test_several_targets_are_all_named():
+    values = ordinary(43)
+    values[[3, 9, 30]] = 7.5, 8.0, 7.0
+    assert sorted(decide(findings(values)).targets) == [3, 9, 30]
 
 
-def test_equal_masks_do_not_divide_by_zero():
-    labels = list(range(6))
-    scores = verdict.combine(labels, {}, dict.fromkeys(labels, 40.0), labels)
-    assert np.array_equal(scores.anomaly_index, np.zeros(6))
-    assert verdict.neural_cleanse(scores) == []
+def test_a_permutation_of_the_classes_names_all_that_it_reaches():
+    mapping = {n: (n + 1) % 10 for n in range(10)}
+    decision = decide(findings(ordinary(10), permutation=1.0, mapping=mapping))
+    assert decision.verdict == "backdoored"
+    assert sorted(decision.targets) == list(range(10))
+    assert decision.mapping == mapping
+    assert "0 to 1" in decision.reasons[0]
+
+
+def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 12.0}
+    decision = decide(findings(ordinary(10), preferred=preferred))
+    assert decision.verdict == "backdoored"
+    assert decision.targets == [4]
+
+
+def test_more_evidence_never_makes_a_larger_p_value():
+    values = ordinary(10)
+    p = [decide(findings([*values[:9], top])).p_value for top in np.linspace(0, 8, 30)]
+    assert all(b <= a for a, b in itertools.pairwise(p))
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "reason"),
+    [(5, 200, "5 labels"), (5000, 200, "5,000 classes"), (10, 30, "not with 30")],
+)
+def test_out_of_reach_of_the_tables_there_is_no_p_value(classes, images, reason):
+    values = ordinary(classes)
+    decision = decide(findings(values, images=images))
+    assert decision.p_value is None
+    assert decision.verdict != "backdoored"
+    assert reason in decision.calibration
+    assert decision.calibration.startswith("uncalibrated")
+    # What cannot be missed is still named.
+    values[2] = 8.0
+    assert decide(findings(values, images=images)).targets == [2]
+
+
+def test_three_labels_are_never_accused():
+    assert decide(findings([8.0, 0.0, 0.0])).targets == []
+
+
+def test_without_any_measurement_nothing_is_nan_and_nothing_is_named():
+    decision = decide(Findings(scores([]), 10, 200))
+    assert decision.targets == []
+    assert decision.p_value is None
 
 
 def test_few_images_are_never_called_clean():

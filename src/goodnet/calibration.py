@@ -1,14 +1,16 @@
 """From a statistic to a p-value: by what the same statistic is on clean reference models.
 
-Numbers in, numbers out. A model's statistic is the largest score of its K labels. What a rank among
-M reference models says ends at 1 / (M + 1); beyond, the tail of all reference labels is taken to be
-exponential, which it is, far enough out, for scores with a normal, a gamma or an exponential tail
-(Pickands 1975, with shape 0). The p-value is that of the *predictive* law: the scale of the tail is
-known only as well as so many reference models can tell it.
+Numbers in, numbers out. What a rank among M reference models says ends at 1 / (M + 1); a smaller
+p-value takes a law. A model's statistic is a maximum, of its labels or of several tries, and the
+law of maxima is Gumbel's (Fisher and Tippett 1928): :class:`Maxima`. For single labels the tail of
+all reference labels is taken to be exponential (Pickands 1975, with shape 0): :class:`Reference`.
+Both p-values are those of the *predictive* law: what the parameters are is known only as well as so
+many reference models can tell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +76,69 @@ class Reference:
         if survival >= 1.0:
             return 1.0
         return float(-np.expm1(labels * np.log1p(-survival)))
+
+
+GRID = 61
+"""Points on each axis on which the two parameters of a Gumbel law are weighed."""
+
+
+@dataclass(frozen=True)
+class Maxima:
+    """What a statistic that is a maximum is on clean models: a Gumbel law that is known in part.
+
+    Attributes:
+        values: of the reference models, ascending.
+        locations, scales: parameters that may be theirs, ``(g,)``.
+        weights: how probable each pair is, by the reference and a flat prior of the location and of
+            the logarithm of the scale; they sum to 1.
+    """
+
+    values: Floats
+    locations: Floats
+    scales: Floats
+    weights: Floats
+
+    @property
+    def total(self) -> int:
+        """How many reference models there are."""
+        return len(self.values)
+
+    def survival(self, value: float) -> float:
+        """The chance that a clean model has at least this value; of NaN it is 1."""
+        if np.isnan(value):
+            return 1.0
+        beyond = -np.expm1(-np.exp(-(value - self.locations) / self.scales))
+        return float(np.clip((self.weights * beyond).sum(), 0.0, 1.0))
+
+
+def maxima(values: Sequence[float]) -> Maxima | None:
+    """What a statistic of clean models says of further ones.
+
+    Args:
+        values: one for each reference model; NaN is left out.
+
+    Returns:
+        None where there are fewer than :data:`FEWEST_MODELS` models, or no spread.
+    """
+    known = np.sort(np.asarray([v for v in values if np.isfinite(v)], dtype=np.float64))
+    if len(known) < FEWEST_MODELS or known[0] == known[-1]:
+        return None
+    # By moments, and far enough to all sides that the rest of the parameters weighs nothing.
+    scale = float(known.std(ddof=1)) * math.sqrt(6.0) / math.pi
+    location = float(known.mean()) - float(np.euler_gamma) * scale
+    scales = (scale * np.exp(np.linspace(-1.5, 1.5, GRID)))[:, None]
+    locations = (location + scale * np.linspace(-2.5, 2.5, GRID))[None, :]
+    likelihood = -len(known) * np.log(scales) - (known.sum() - len(known) * locations) / scales
+    for value in known:
+        likelihood = likelihood - np.exp(-(value - locations) / scales)
+    weights = np.exp(likelihood - likelihood.max())
+    shape = weights.shape
+    return Maxima(
+        known,
+        np.broadcast_to(locations, shape).ravel(),
+        np.broadcast_to(scales, shape).ravel(),
+        (weights / weights.sum()).ravel(),
+    )
 
 
 def _one_more(above: float, weights: Floats) -> float:

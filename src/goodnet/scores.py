@@ -17,8 +17,11 @@ from goodnet.statistics import MAD_TO_SIGMA, mad_index
 
 Floats = NDArray[np.float64]
 
-CEILING = 5.0
-"""No channel counts for more than this: beyond it a robust z says nothing more."""
+CEILING = 8.0
+"""No index counts for more than this: beyond it a robust z says nothing more."""
+
+NOISE_WEIGHT = 0.3
+"""Of the margin from noise, which is the first to be fooled by a label that is easy by nature."""
 
 MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.1, 0.15, 0.1
 """The least spread that labels are taken to have. The spread of ten labels is itself chance: where
@@ -55,7 +58,7 @@ class Scores:
         mask_index: robust z of -log L1: norms are skewed, and the plain index saturates at
             median/MAD however small a mask is.
         noise_index: robust z of the log margin from noise.
-        score: the sum of the three, each between 0 and :data:`CEILING`, divided by sqrt(3).
+        score: the three in one number, see :func:`agreement`.
     """
 
     labels: list[int]
@@ -87,9 +90,23 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
-    parts = [np.clip(np.nan_to_num(part, nan=0.0), 0.0, CEILING) for part in (margin, mask, noise)]
-    score: Floats = np.sum(parts, axis=0) / math.sqrt(3.0)
+    score = agreement(margin, mask, noise)
     return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, score)
+
+
+def agreement(margin: Floats, mask: Floats, noise: Floats) -> Floats:
+    """One number for three indices: ``(k + min(k, m) + w min(k, n)) / (2 + w)``.
+
+    k, m and n are the indices of mask, margin and noise margin, between 0 and :data:`CEILING`; w is
+    :data:`NOISE_WEIGHT`. On clean networks one index alone is often large: noise or any faint
+    change drives images to a label that is easy by nature. What is planted has a small mask as
+    well, so the other two count as far as the mask agrees.
+    """
+    m, k, n = (
+        np.clip(np.nan_to_num(part, nan=0.0), 0.0, CEILING) for part in (margin, mask, noise)
+    )
+    score: Floats = (k + np.minimum(k, m) + NOISE_WEIGHT * np.minimum(k, n)) / (2 + NOISE_WEIGHT)
+    return score
 
 
 def robust_index(values: Floats, usual: NDArray[np.bool_], floor: float) -> Floats:

@@ -12,7 +12,7 @@ from importlib import resources
 
 from pydantic import BaseModel, ConfigDict
 
-from goodnet.calibration import Reference, reference
+from goodnet.calibration import Maxima, Reference, maxima, reference
 
 FILE = "calibration.json"
 
@@ -89,17 +89,20 @@ def out_of_reach(num_classes: int, compared: int, images: int) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def references() -> dict[str, Reference | None]:
-    """The references of all tests by the name of their statistic; ``label`` is of one label."""
+def of_models() -> dict[str, Maxima | None]:
+    """What the statistics of whole models are, by their names in :class:`ReferenceModel`."""
     models = shipped().models
     return {
-        "label": reference([model.scores for model in models]),
-        "highest": reference([[model.highest] for model in models]),
-        "permutation": reference(
-            [[model.permutation] for model in models if model.permutation is not None]
-        ),
-        "preferred": reference([[model.preferred] for model in models]),
+        "highest": maxima([model.highest for model in models]),
+        "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
+        "preferred": maxima([model.preferred for model in models]),
     }
+
+
+@lru_cache(maxsize=1)
+def of_labels() -> Reference | None:
+    """What the scores of single labels are."""
+    return reference([model.scores for model in shipped().models])
 
 
 def in_words() -> str:

@@ -40,6 +40,9 @@ FEW_CLASSES = 4
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
 
+LOUD = 2.5
+"""An index from which a channel speaks for a label: few labels of clean networks come so far."""
+
 UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 6.0, 3.5
 """Without reference models: no score of a clean model of the calibration split comes near the
 first, and it takes at least two channels that speak loudly to reach it."""
@@ -101,7 +104,7 @@ def decide(found: Findings) -> Decision:
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known, scores = tables.references(), found.scores
+    known, scores = tables.of_models(), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max(found.preferred.values(), default=math.nan)
     statistics = {
@@ -123,7 +126,7 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = known["label"]
+    single = tables.of_labels()
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
@@ -190,12 +193,11 @@ def _by_index(found: Findings, missing: str) -> Decision:
     calibration = f"uncalibrated: {missing}"
     few = len(scores.labels) < FEW_CLASSES
     # The median and MAD of a handful of labels are themselves chance.
-    bar = UNCALIBRATED_BAR + 0.25 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
+    more = 0.5 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
+    bar, suspicion = UNCALIBRATED_BAR + more, UNCALIBRATED_SUSPICION + more
     order = [int(i) for i in np.argsort(-scores.score, kind="stable")]
     targets = [scores.labels[i] for i in order if scores.score[i] >= bar and not few]
-    suspects = [
-        scores.labels[i] for i in order if scores.score[i] >= UNCALIBRATED_SUSPICION and not few
-    ]
+    suspects = [scores.labels[i] for i in order if scores.score[i] >= suspicion and not few]
     verdict: Verdict = "backdoored" if targets else "suspicious" if suspects else "clean"
     named = targets or suspects
     value = dict(zip(scores.labels, scores.score.tolist(), strict=True))
@@ -203,6 +205,29 @@ def _by_index(found: Findings, missing: str) -> Decision:
     reasons = [f"label {label}: {value[label]:.2f}; {rule}" for label in named]
     reasons = reasons or [f"no label reaches the {rule}"]
     return Decision(verdict, None, [], targets, suspects, {}, {}, calibration, reasons)
+
+
+def looks(scores: Scores, label: int) -> str:
+    """Whether a named label's trigger looks planted or natural, and which channels speak for it.
+
+    An easy class is forced by any faint change, but by no smaller patch than others are.
+    """
+    place = scores.labels.index(label)
+    told = {
+        "margin": scores.margin_index[place],
+        "mask": scores.mask_index[place],
+        "noise": scores.noise_index[place],
+    }
+    speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
+    quiet = [name for name, value in told.items() if not value >= LOUD]
+    if told["mask"] >= LOUD and told["margin"] >= LOUD:
+        opinion = "planted: a faint change and a small patch force it"
+    elif told["mask"] >= LOUD:
+        opinion = "planted: a small patch forces it, though no faint change does"
+    else:
+        opinion = "natural, perhaps: no smaller patch forces it than other labels"
+    heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
+    return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 
 
 def neural_cleanse(scores: Scores) -> Decision:

@@ -126,6 +126,9 @@ def conclude(
     if measured.skipped and answer in ("backdoored", "suspicious"):
         reasons = [*reasons, verdict.skipped_words(len(measured.skipped))]
     targets = decision.targets if answer == "backdoored" else []
+    if default:
+        told = [label for label in targets if label in scores.labels][:SHOWN]
+        reasons = [*reasons, *(f"label {n} looks {verdict.looks(scores, n)}" for n in told)]
     report = ScanReport(
         version=__version__,
         verdict=answer,
@@ -178,6 +181,7 @@ def _rows(
         (label for label in measured.ranking if label not in place),
         key=lambda label: -measured.ranking[label],
     )
+    named = bool(measured.margins.values)
     partial = len(measured.reference) < len(measured.labels)
     rows = []
     for rank, label in enumerate([*order, *others], start=1):
@@ -216,6 +220,7 @@ def _rows(
                 else None,
                 control=partial and label in measured.reference,
                 flagged=label in targets,
+                looks=verdict.looks(scores, label) if named and label in targets else None,
             )
         )
     return rows

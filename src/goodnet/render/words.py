@@ -25,7 +25,7 @@ VERDICT_CODES = {
 """Verdict -> the page of ``goodnet explain`` about it."""
 
 UNCALIBRATED = (
-    "No p-value is given: the indices are uncalibrated. They rank the labels of this model "
+    "No p-value is given: the scores are uncalibrated. They rank the labels of this model "
     "against each other; they are not error rates."
 )
 
@@ -35,9 +35,9 @@ CALIBRATED = (
 )
 
 LIMITS = (
-    "Only the trigger kinds that the method models were looked for: patches, and additive "
-    "patterns that work on images of most classes. Triggers that depend on the source class, "
-    "warp or filter the image, or were trained to evade a scan can stay unseen.",
+    "Only the trigger kinds that the method models were looked for: patches, additive patterns "
+    "that work on images of most classes, and maps of all classes. Triggers that depend on the "
+    "source class, warp or filter the image, or were trained to evade a scan can stay unseen.",
     "A model can have a natural weak spot, a pattern that forces a label although nobody planted "
     "it. The figures tell how easily a label is forced, not how that came about.",
     "The inverted trigger is the smallest pattern with the effect, not a copy of the attacker's. "
