@@ -190,3 +190,22 @@ def test_a_models_p_value_falls_with_its_statistic_and_stays_in_range():
     assert all(0 <= b <= a <= 1 for a, b in itertools.pairwise(p))
     assert known.survival(float("nan")) == 1.0
     assert known.survival(float("inf")) == 0.0
+
+
+def test_more_classes_do_not_make_more_alarms():
+    """The largest of 1,283 scores is larger than that of 10; the p-value allows for it."""
+    rng = np.random.default_rng(15)
+
+    def model(labels):
+        return float((0.35 * rng.exponential(size=labels)).max())
+
+    sizes = [10] * 18 + [43] * 8 + [610] * 2
+    p = {10: [], 43: [], 1283: []}
+    for _ in range(60):
+        known = maxima([model(n) for n in sizes], sizes)
+        for labels, found in p.items():
+            found += [known.survival(model(labels), labels) for _ in range(20)]
+    for labels, found in p.items():
+        values = np.array(found)
+        assert (values <= 0.01).mean() <= 0.025, labels
+        assert 0.05 <= (values <= 0.1).mean() <= 0.17, labels

@@ -86,9 +86,12 @@ GRID = 61
 class Maxima:
     """What a statistic that is a maximum is on clean models: a Gumbel law that is known in part.
 
+    The largest of n numbers with an exponential tail lies, of ten times as many, ``scale * ln 10``
+    higher. So the location of a model of n labels is that of one label plus ``scale * ln n``.
+
     Attributes:
-        values: of the reference models, ascending.
-        locations, scales: parameters that may be theirs, ``(g,)``.
+        values: of the reference models.
+        locations, scales: parameters that may be theirs, ``(g,)``; the location is that of n = 1.
         weights: how probable each pair is, by the reference and a flat prior of the location and of
             the logarithm of the scale; they sum to 1.
     """
@@ -103,40 +106,50 @@ class Maxima:
         """How many reference models there are."""
         return len(self.values)
 
-    def survival(self, value: float) -> float:
-        """The chance that a clean model has at least this value; of NaN it is 1."""
+    def survival(self, value: float, labels: int = 1) -> float:
+        """The chance that a clean model has at least this value; of NaN it is 1.
+
+        Args:
+            value: the statistic.
+            labels: how many numbers it is the largest of, as far as the reference tells them.
+        """
         if np.isnan(value):
             return 1.0
-        beyond = -np.expm1(-np.exp(-(value - self.locations) / self.scales))
+        beyond = -np.expm1(-labels * np.exp(-(value - self.locations) / self.scales))
         return float(np.clip((self.weights * beyond).sum(), 0.0, 1.0))
 
 
-def maxima(values: Sequence[float]) -> Maxima | None:
+def maxima(values: Sequence[float], labels: Sequence[int] | None = None) -> Maxima | None:
     """What a statistic of clean models says of further ones.
 
     Args:
         values: one for each reference model; NaN is left out.
+        labels: how many numbers each is the largest of; by default that plays no part.
 
     Returns:
         None where there are fewer than :data:`FEWEST_MODELS` models, or no spread.
     """
-    known = np.sort(np.asarray([v for v in values if np.isfinite(v)], dtype=np.float64))
-    if len(known) < FEWEST_MODELS or known[0] == known[-1]:
+    everything = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(everything)
+    known = everything[finite]
+    logs = np.zeros(len(known)) if labels is None else np.log(np.asarray(labels)[finite])
+    if len(known) < FEWEST_MODELS or np.ptp(known) == 0:
         return None
     # By moments, and far enough to all sides that the rest of the parameters weighs nothing.
     scale = float(known.std(ddof=1)) * math.sqrt(6.0) / math.pi
-    location = float(known.mean()) - float(np.euler_gamma) * scale
     scales = (scale * np.exp(np.linspace(-1.5, 1.5, GRID)))[:, None]
-    locations = (location + scale * np.linspace(-2.5, 2.5, GRID))[None, :]
-    likelihood = -len(known) * np.log(scales) - (known.sum() - len(known) * locations) / scales
-    for value in known:
-        likelihood = likelihood - np.exp(-(value - locations) / scales)
+    # For each scale the location is looked for around the one that fits it.
+    middle = known.mean() - (np.euler_gamma + logs.mean()) * scales
+    locations = middle + scale * np.linspace(-3.0, 3.0, GRID)[None, :]
+    likelihood = np.zeros((GRID, GRID))
+    for value, log in zip(known, logs, strict=True):
+        reduced = (value - locations) / scales - log
+        likelihood += -np.log(scales) - reduced - np.exp(-reduced)
     weights = np.exp(likelihood - likelihood.max())
-    shape = weights.shape
     return Maxima(
         known,
-        np.broadcast_to(locations, shape).ravel(),
-        np.broadcast_to(scales, shape).ravel(),
+        locations.ravel(),
+        np.broadcast_to(scales, weights.shape).ravel(),
         (weights / weights.sum()).ravel(),
     )
 

@@ -53,6 +53,10 @@ class Tables(BaseModel):
     models: list[ReferenceModel]
 
 
+UNSURE = -1.0
+"""Below this margin, in units of a clean image's, how little a change prefers a label says nothing:
+networks differ there that have nothing to do with each other."""
+
 FEWEST_CLASSES, MOST_CLASSES = 8, 2000
 """The tables' reach: reference models have 10 to 610 classes, and no number depends on the classes
 so strongly that a few times more of them would be another thing. With fewer than 8 labels the
@@ -93,9 +97,9 @@ def of_models() -> dict[str, Maxima | None]:
     """What the statistics of whole models are, by their names in :class:`ReferenceModel`."""
     models = shipped().models
     return {
-        "highest": maxima([model.highest for model in models]),
+        "highest": maxima([m.highest for m in models], [m.num_classes for m in models]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
-        "preferred": maxima([model.preferred for model in models]),
+        "preferred": maxima([max(model.preferred, UNSURE) for model in models]),
     }
 
 

@@ -106,21 +106,21 @@ def decide(found: Findings) -> Decision:
 def _by_p_value(found: Findings) -> Decision:
     known, scores = tables.of_models(), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
-    preferred = max(found.preferred.values(), default=math.nan)
+    preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     statistics = {
-        STANDS_OUT: ("highest", highest),
-        PERMUTED: ("permutation", found.permutation),
-        PREFERS: ("preferred", preferred),
+        STANDS_OUT: ("highest", highest, found.num_classes),
+        PERMUTED: ("permutation", found.permutation, 1),
+        PREFERS: ("preferred", preferred, 1),
     }
     tests = []
-    for name, (key, value) in statistics.items():
+    for name, (key, value, labels) in statistics.items():
         reference = known[key]
         made = reference is not None and not math.isnan(value)
         tests.append(
             TestResult(
                 name=name,
                 statistic=None if math.isnan(value) else value,
-                p_value=reference.survival(value) if reference and made else None,
+                p_value=reference.survival(value, labels) if reference and made else None,
                 weight=WEIGHTS[name],
                 models=reference.total if reference else 0,
             )

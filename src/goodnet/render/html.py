@@ -217,6 +217,7 @@ def _trigger_view(
         "pictures": pictures,
         "strips": _strips(report, label, trigger) if samples else None,
         "count": SAMPLES,
+        "looks": (evidence.looks or "") if evidence else "",
     }
 
 
