@@ -47,6 +47,7 @@ def reference_model(record: dict[str, Any]) -> ReferenceModel:
         num_classes=record["num_classes"],
         batch_norm=record["batch_norm"],
         images=record["images"],
+        ranked=any(row["control"] for row in record["labels"]),
         scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=True) if one),
         highest=round(max(scores), 4),
         permutation=_rounded(record["settings"].get("permutation")),

@@ -58,7 +58,7 @@ class Scores:
         mask_index: robust z of -log L1: norms are skewed, and the plain index saturates at
             median/MAD however small a mask is.
         noise_index: robust z of the log margin from noise.
-        score: the three in one number, see :func:`agreement`.
+        score: the three in one number, see :func:`agreement` and :func:`total`.
     """
 
     labels: list[int]
@@ -90,21 +90,41 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
-    score = agreement(margin, mask, noise)
+    one_number = total if is_ranked(labels, reference) else agreement
+    score = one_number(margin, mask, noise)
     return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, score)
 
 
+def is_ranked(labels: Sequence[int], reference: Sequence[int]) -> bool:
+    """Whether the labels are leaders of a ranking of many, with random controls beside them."""
+    return len(set(reference)) < len(set(labels))
+
+
+def total(margin: Floats, mask: Floats, noise: Floats) -> Floats:
+    """One number for three indices, where many labels were ranked: ``(k + m + n) / sqrt(3)``.
+
+    Each between 0 and :data:`CEILING`. Random controls of hundreds of labels tell well what is
+    usual, and no label of so many is much easier than all the others; so every channel counts, and
+    a large trigger, whose mask is not small, is seen by the other two.
+    """
+    m, k, n = (_bounded(part) for part in (margin, mask, noise))
+    score: Floats = (k + m + n) / math.sqrt(3.0)
+    return score
+
+
+def _bounded(index: Floats) -> Floats:
+    return np.clip(np.nan_to_num(index, nan=0.0), 0.0, CEILING)
+
+
 def agreement(margin: Floats, mask: Floats, noise: Floats) -> Floats:
-    """One number for three indices: ``(k + min(k, m) + w min(k, n)) / (2 + w)``.
+    """One number for three indices, of few labels: ``(k + min(k, m) + w min(k, n)) / (2 + w)``.
 
     k, m and n are the indices of mask, margin and noise margin, between 0 and :data:`CEILING`; w is
-    :data:`NOISE_WEIGHT`. On clean networks one index alone is often large: noise or any faint
-    change drives images to a label that is easy by nature. What is planted has a small mask as
-    well, so the other two count as far as the mask agrees.
+    :data:`NOISE_WEIGHT`. On clean networks of few classes one index alone is often large: noise or
+    any faint change drives images to a label that is easy by nature. What is planted has a small
+    mask as well, so the other two count as far as the mask agrees.
     """
-    m, k, n = (
-        np.clip(np.nan_to_num(part, nan=0.0), 0.0, CEILING) for part in (margin, mask, noise)
-    )
+    m, k, n = (_bounded(part) for part in (margin, mask, noise))
     score: Floats = (k + np.minimum(k, m) + NOISE_WEIGHT * np.minimum(k, n)) / (2 + NOISE_WEIGHT)
     return score
 

@@ -25,6 +25,8 @@ class ReferenceModel(BaseModel):
         num_classes: K.
         batch_norm: whether the network has such layers.
         images: clean images that the scan had.
+        ranked: whether there were so many labels that they were ranked first; then the score is
+            another one (:func:`goodnet.scores.total`).
         scores: of the labels that no ranking had chosen.
         highest: the largest score of all.
         permutation: the statistic of the permutation test, if it could be taken.
@@ -37,6 +39,7 @@ class ReferenceModel(BaseModel):
     num_classes: int
     batch_norm: bool
     images: int
+    ranked: bool
     scores: list[float]
     highest: float
     permutation: float | None
@@ -58,9 +61,8 @@ UNSURE = -1.0
 networks differ there that have nothing to do with each other."""
 
 FEWEST_CLASSES, MOST_CLASSES = 8, 2000
-"""The tables' reach: reference models have 10 to 610 classes, and no number depends on the classes
-so strongly that a few times more of them would be another thing. With fewer than 8 labels the
-spread of the others says too little."""
+"""The tables' reach: reference models have 10 to 610 classes, and the p-value allows for a few
+times more of them. With fewer than 8 labels the spread of the others says too little."""
 
 FEWEST_IMAGES = 60
 """Reference models are scanned with 100 to 400 images; with much fewer the numbers scatter more."""
@@ -73,16 +75,17 @@ def shipped() -> Tables:
     return Tables.model_validate_json(text)
 
 
-def out_of_reach(num_classes: int, compared: int, images: int) -> str | None:
+def out_of_reach(num_classes: int, compared: int, images: int, ranked: bool) -> str | None:
     """Why the tables say nothing of a scan; None if they do.
 
     Args:
         num_classes: K of the model.
         compared: how many labels were held against each other.
         images: clean images that the scan could use.
+        ranked: whether the labels were ranked first.
     """
-    if not shipped().models:
-        return "there are no reference models"
+    if of_models(ranked)["highest"] is None:
+        return "there are too few reference models of this kind"
     if compared < FEWEST_CLASSES or num_classes > MOST_CLASSES:
         few = compared < FEWEST_CLASSES
         told = f"{compared} labels" if few else f"{num_classes:,} classes"
@@ -92,25 +95,34 @@ def out_of_reach(num_classes: int, compared: int, images: int) -> str | None:
     return None
 
 
-@lru_cache(maxsize=1)
-def of_models() -> dict[str, Maxima | None]:
-    """What the statistics of whole models are, by their names in :class:`ReferenceModel`."""
-    models = shipped().models
+def _alike(ranked: bool) -> list[ReferenceModel]:
+    return [model for model in shipped().models if model.ranked == ranked]
+
+
+@lru_cache(maxsize=2)
+def of_models(ranked: bool) -> dict[str, Maxima | None]:
+    """What the statistics of whole models are, by their names in :class:`ReferenceModel`.
+
+    Args:
+        ranked: whether the score is that of labels that were ranked first. The two other statistics
+            do not depend on it.
+    """
+    models, alike = shipped().models, _alike(ranked)
     return {
-        "highest": maxima([m.highest for m in models], [m.num_classes for m in models]),
+        "highest": maxima([m.highest for m in alike], [m.num_classes for m in alike]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
         "preferred": maxima([max(model.preferred, UNSURE) for model in models]),
     }
 
 
-@lru_cache(maxsize=1)
-def of_labels() -> Reference | None:
+@lru_cache(maxsize=2)
+def of_labels(ranked: bool) -> Reference | None:
     """What the scores of single labels are."""
-    return reference([model.scores for model in shipped().models])
+    return reference([model.scores for model in _alike(ranked)])
 
 
-def in_words() -> str:
+def in_words(ranked: bool) -> str:
     """What a p-value rests on."""
-    models = shipped().models
+    models = _alike(ranked)
     classes = [model.num_classes for model in models]
     return f"by scans of {len(models)} clean models of {min(classes)} to {max(classes)} classes"

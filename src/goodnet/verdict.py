@@ -58,6 +58,7 @@ class Findings:
         images: clean images that the scan could use.
         permutation: the statistic of the permutation, NaN where it could not be taken.
         mapping: class -> label of that permutation.
+        ranked: whether the labels are leaders of a ranking, with controls.
         preferred: label -> margin under the change that favours it most; empty if not measured.
     """
 
@@ -67,6 +68,7 @@ class Findings:
     permutation: float = math.nan
     mapping: Mapping[int, int] = field(default_factory=dict)
     preferred: Mapping[int, float] = field(default_factory=dict)
+    ranked: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,12 @@ class Decision:
 def decide(found: Findings) -> Decision:
     """The default method's verdict."""
     compared = min(found.num_classes, len(found.scores.labels))
-    missing = tables.out_of_reach(found.num_classes, compared, found.images)
+    missing = tables.out_of_reach(found.num_classes, compared, found.images, found.ranked)
     return _by_index(found, missing) if missing else _by_p_value(found)
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known, scores = tables.of_models(), found.scores
+    known, scores = tables.of_models(found.ranked), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     statistics = {
@@ -126,12 +128,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels()
+    single = tables.of_labels(found.ranked)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words()
+    calibration = tables.in_words(found.ranked)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"

@@ -16,7 +16,7 @@ from goodnet.evidence import Effort, Evidence
 from goodnet.evidence.permutation import Permutation
 from goodnet.images import Images
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
-from goodnet.scores import Raw, Scores, combine
+from goodnet.scores import Raw, Scores, combine, is_ranked
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 from goodnet.version import __version__
@@ -109,6 +109,7 @@ def conclude(
                 measured.permutation.statistic,
                 measured.permutation.mapping,
                 measured.preferred,
+                is_ranked(measured.labels, measured.reference),
             )
         )
         if default
