@@ -46,7 +46,7 @@ def test_the_reference_models_are_clean_calibration_models_and_enough():
 def test_the_reference_models_themselves_are_let_be():
     """Each held against the others (and itself): "backdoored" never, "suspicious" rarely."""
     answers = []
-    for model in tables.shipped().models:
+    for model in (m for m in tables.shipped().models if not m.ranked):
         values = [*model.scores[:-1], model.highest]
         found = Findings(
             scores(values),
@@ -55,7 +55,6 @@ def test_the_reference_models_themselves_are_let_be():
             np.nan if model.permutation is None else model.permutation,
             {},
             {0: model.preferred},
-            model.ranked,
         )
         answers.append(decide(found).verdict)
     assert "backdoored" not in answers
@@ -116,6 +115,24 @@ def test_out_of_reach_of_the_tables_there_is_no_p_value(classes, images, reason)
     # What cannot be missed is still named.
     values[2] = 8.0
     assert decide(findings(values, images=images)).targets == [2]
+
+
+def ranked(values) -> Findings:
+    return Findings(scores(values), 1283, 400, ranked=True)
+
+
+def test_of_many_ranked_labels_a_target_stands_apart():
+    """Too few reference models have as many classes: an index, and no p-value."""
+    smooth = [7.0, 6.1, 5.6, 5.2, 4.9, 4.5, *np.linspace(3, 0, 34)]
+    assert decide(ranked(smooth)).verdict == "suspicious", "high, but so is the next, and the next"
+    planted = [7.0, 5.0, 4.8, 4.1, *np.linspace(3, 0, 36)]
+    decision = decide(ranked(planted))
+    assert (decision.verdict, decision.targets, decision.p_value) == ("backdoored", [0], None)
+    assert "uncalibrated" in decision.reasons[0]
+    two = [8.0, 7.5, 4.2, *np.linspace(3, 0, 37)]
+    assert decide(ranked(two)).targets == [0, 1]
+    low = [4.0, 2.0, 1.0, *np.linspace(1, 0, 37)]
+    assert decide(ranked(low)).verdict == "clean"
 
 
 def test_three_labels_are_never_accused():

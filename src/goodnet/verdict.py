@@ -9,6 +9,7 @@ its place, with a higher bar and no p-value.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,9 +44,13 @@ FEW_IMAGES = 20
 LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
-UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 6.0, 3.5
-"""Without reference models: no score of a clean model of the calibration split comes near the
-first, and it takes at least two channels that speak loudly to reach it."""
+UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.0, 3.5
+"""Without reference models: bars for the score, which few labels of clean models reach."""
+
+RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
+"""The same of labels that were ranked first. Where hundreds of classes differ in how easy they are,
+the scores of a clean network rise smoothly up to the highest; a planted target stands apart. So one
+of the :data:`HEAD` highest scores must lead the next by :data:`GAP`; targets are those above."""
 
 
 @dataclass(frozen=True)
@@ -193,19 +198,28 @@ def _by_index(found: Findings, missing: str) -> Decision:
     """Where no clean reference model is like this one: an index, a high bar, no p-value."""
     scores = found.scores
     calibration = f"uncalibrated: {missing}"
-    few = len(scores.labels) < FEW_CLASSES
-    # The median and MAD of a handful of labels are themselves chance.
-    more = 0.5 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
-    bar, suspicion = UNCALIBRATED_BAR + more, UNCALIBRATED_SUSPICION + more
     order = [int(i) for i in np.argsort(-scores.score, kind="stable")]
-    targets = [scores.labels[i] for i in order if scores.score[i] >= bar and not few]
-    suspects = [scores.labels[i] for i in order if scores.score[i] >= suspicion and not few]
+    ranking = [(scores.labels[i], float(scores.score[i])) for i in order]
+    if found.ranked:
+        bar, suspicion = RANKED_BAR, RANKED_SUSPICION
+        leads = [a - b for (_, a), (_, b) in itertools.pairwise(ranking[: HEAD + 1])]
+        apart = max((n + 1 for n, lead in enumerate(leads) if lead >= GAP), default=0)
+        targets = [label for label, score in ranking[:apart] if score >= bar]
+        rule = f"score at least {bar:.2f}, and {GAP:g} above the next"
+    else:
+        # The median and MAD of a handful of labels are themselves chance.
+        more = 0.5 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
+        bar, suspicion = UNCALIBRATED_BAR + more, UNCALIBRATED_SUSPICION + more
+        targets = [label for label, score in ranking if score >= bar]
+        rule = f"score at least {bar:.2f}"
+    suspects = [label for label, score in ranking if score >= suspicion]
+    if len(scores.labels) < FEW_CLASSES:
+        targets, suspects = [], []
     verdict: Verdict = "backdoored" if targets else "suspicious" if suspects else "clean"
     named = targets or suspects
-    value = dict(zip(scores.labels, scores.score.tolist(), strict=True))
-    rule = f"rule: score at least {bar:.2f}; {calibration}"
-    reasons = [f"label {label}: {value[label]:.2f}; {rule}" for label in named]
-    reasons = reasons or [f"no label reaches the {rule}"]
+    value = dict(ranking)
+    reasons = [f"label {label}: {value[label]:.2f}; rule: {rule}; {calibration}" for label in named]
+    reasons = reasons or [f"no label reaches the rule: {rule}; {calibration}"]
     return Decision(verdict, None, [], targets, suspects, {}, {}, calibration, reasons)
 
 

@@ -23,7 +23,7 @@ from goodnet.evidence.augmentation import augmentation
 from goodnet.evidence.permutation import permutation
 from goodnet.evidence.store import open_store
 from goodnet.images import Images, check_images
-from goodnet.inversion import PAPER
+from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.pipelines.load import weights_sha256
@@ -39,6 +39,8 @@ FIT_IMAGES = 32
 HELD_OUT = 200
 
 FULL = Effort()
+OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=24))
+"""A few labels of many are worth a longer search: a large trigger's mask is slow to shrink."""
 
 METHODS = ("default", "neural-cleanse")
 
@@ -254,7 +256,8 @@ def _default(
     # Of the whole model, and soon done.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
-    masks = CHANNELS["mask_l1"](case, chosen, replace(FULL, purpose="inverting triggers"))
+    effort = OF_LEADERS if len(reference) < len(chosen) else FULL
+    masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
