@@ -64,6 +64,10 @@ FEWEST_CLASSES, MOST_CLASSES = 8, 2000
 """The tables' reach: reference models have 10 to 610 classes, and the p-value allows for a few
 times more of them. With fewer than 8 labels the spread of the others says too little."""
 
+HANDFUL = 20
+"""Up to so many classes a model is held against models of 10 and 12, above against those of 43: of
+more labels the easiest stands out further, and models differ more in how far."""
+
 FEWEST_IMAGES = 60
 """Reference models are scanned with 100 to 400 images; with much fewer the numbers scatter more."""
 
@@ -84,7 +88,7 @@ def out_of_reach(num_classes: int, compared: int, images: int, ranked: bool) -> 
         images: clean images that the scan could use.
         ranked: whether the labels were ranked first.
     """
-    if of_models(ranked)["highest"] is None:
+    if of_models(num_classes, ranked)["highest"] is None:
         return "there are too few reference models of this kind"
     if compared < FEWEST_CLASSES or num_classes > MOST_CLASSES:
         few = compared < FEWEST_CLASSES
@@ -95,19 +99,27 @@ def out_of_reach(num_classes: int, compared: int, images: int, ranked: bool) -> 
     return None
 
 
-def _alike(ranked: bool) -> list[ReferenceModel]:
-    return [model for model in shipped().models if model.ranked == ranked]
+def _kind(num_classes: int, ranked: bool) -> str:
+    """What a model's reference is keyed by."""
+    return "ranked" if ranked else "few classes" if num_classes <= HANDFUL else "some classes"
 
 
-@lru_cache(maxsize=2)
-def of_models(ranked: bool) -> dict[str, Maxima | None]:
+def _alike(num_classes: int, ranked: bool) -> list[ReferenceModel]:
+    kind = _kind(num_classes, ranked)
+    return [m for m in shipped().models if _kind(m.num_classes, m.ranked) == kind]
+
+
+@lru_cache(maxsize=64)
+def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
     """What the statistics of whole models are, by their names in :class:`ReferenceModel`.
 
     Args:
+        num_classes: K of the model that is judged.
         ranked: whether the score is that of labels that were ranked first. The two other statistics
-            are held against models of few classes either way: those of many do not come near them.
+            are held against all models that were not: those of many classes do not come near them.
     """
-    models, alike = _alike(ranked=False), _alike(ranked)
+    models = [model for model in shipped().models if not model.ranked]
+    alike = _alike(num_classes, ranked)
     return {
         "highest": maxima([m.highest for m in alike], [m.num_classes for m in alike]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
@@ -115,14 +127,14 @@ def of_models(ranked: bool) -> dict[str, Maxima | None]:
     }
 
 
-@lru_cache(maxsize=2)
-def of_labels(ranked: bool) -> Reference | None:
+@lru_cache(maxsize=64)
+def of_labels(num_classes: int, ranked: bool) -> Reference | None:
     """What the scores of single labels are."""
-    return reference([model.scores for model in _alike(ranked)])
+    return reference([model.scores for model in _alike(num_classes, ranked)])
 
 
-def in_words(ranked: bool) -> str:
+def in_words(num_classes: int, ranked: bool) -> str:
     """What a p-value rests on."""
-    models = _alike(ranked)
+    models = _alike(num_classes, ranked)
     classes = [model.num_classes for model in models]
     return f"by scans of {len(models)} clean models of {min(classes)} to {max(classes)} classes"

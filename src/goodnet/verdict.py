@@ -111,7 +111,7 @@ def decide(found: Findings) -> Decision:
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known, scores = tables.of_models(found.ranked), found.scores
+    known, scores = tables.of_models(found.num_classes, found.ranked), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     statistics = {
@@ -133,12 +133,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.ranked)
+    single = tables.of_labels(found.num_classes, found.ranked)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.ranked)
+    calibration = tables.in_words(found.num_classes, found.ranked)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
