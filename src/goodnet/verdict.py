@@ -163,11 +163,23 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
+    highest = tables.of_models(found.num_classes, found.ranked)["highest"]
+    score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
+
+    def alone(label: int) -> float:
+        """The p-value of a model whose highest score is this label's."""
+        if highest is None:
+            return 1.0
+        return highest.survival(score[label], found.num_classes) / WEIGHTS[STANDS_OUT]
+
     if STANDS_OUT in speaking:
         # Labels that were not measured count as tested: with more classes each needs more.
         values = [label_p[label] for label in order]
         values += [1.0] * max(0, found.num_classes - len(values))
-        named += [order[place] for place in selected(values, FALSE_LABELS)] or order[:1]
+        chosen = [order[place] for place in selected(values, FALSE_LABELS)]
+        # The easiest label of a clean network is often the easiest of its attacked twin, too: a
+        # further target must be one that would make a clean model suspicious.
+        named += [label for label in chosen if alone(label) <= SUSPICIOUS] or order[:1]
     if PREFERS in speaking:
         named.append(max(found.preferred, key=lambda label: found.preferred[label]))
     if PERMUTED in speaking:
