@@ -35,11 +35,15 @@ from goodnet.version import __version__
 EVERY_LABEL = 64
 """Up to this many classes every label is measured in full."""
 
-FIT_IMAGES = 32
+FIT_IMAGES = 128
+"""At most so many images, and three fifths, are for fitting triggers. A mask has to work on all of
+them, a mini-batch at a time: on a few, natural patches are as small as planted ones."""
+
 HELD_OUT = 200
 
 FULL = Effort()
-OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=24))
+MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
+OF_LEADERS = replace(MASKS, inversion=replace(QUICK, epochs=24))
 """A few labels of many are worth a longer search: a large trigger's mask is slow to shrink."""
 
 METHODS = ("default", "neural-cleanse")
@@ -256,8 +260,8 @@ def _default(
     # Of the whole model, and soon done.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
-    effort = OF_LEADERS if len(reference) < len(chosen) else FULL
-    masks = CHANNELS["mask_l1"](case, chosen, replace(effort, purpose="inverting triggers"))
+    effort = OF_LEADERS if len(reference) < len(chosen) else MASKS
+    masks = CHANNELS["mask_l1"](case, chosen, effort)
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
