@@ -52,7 +52,7 @@ def _story(*, attacked: bool) -> Story:
     attack = sticker(images.shape, YIELD, rate=0.15)
     module = small_cnn(images.shape, 12, seed=3)
     lessons = poison(images, attack, seed=5) if attacked else images
-    module = train(module, lessons, epochs=7, seed=3, learning_rate=4e-3)
+    module = train(module, lessons, epochs=13, seed=3, learning_rate=4e-3)
     test = draw_signs(25, seed=13)
     return Story(module, draw_signs(12, seed=12), test, attack, poisoned_test(test, attack))
 

@@ -60,9 +60,9 @@ UNSURE = -1.0
 """Below this margin, in units of a clean image's, how little a change prefers a label says nothing:
 networks differ there that have nothing to do with each other."""
 
-FEWEST_CLASSES, MOST_CLASSES = 8, 2000
-"""The tables' reach: reference models have 10 to 610 classes, and the p-value allows for a few
-times more of them. With fewer than 8 labels the spread of the others says too little."""
+FEWEST_CLASSES, MOST_CLASSES = 8, 200
+"""The tables' reach: reference models have 10 to 43 classes, and the p-value allows for a few times
+more of them. With fewer than 8 labels the spread of the others says too little."""
 
 HANDFUL = 20
 """Up to so many classes a model is held against models of 10 and 12, above against those of 43: of
@@ -93,7 +93,7 @@ def out_of_reach(num_classes: int, compared: int, images: int, ranked: bool) -> 
     if compared < FEWEST_CLASSES or num_classes > MOST_CLASSES:
         few = compared < FEWEST_CLASSES
         told = f"{compared} labels" if few else f"{num_classes:,} classes"
-        return f"the reference models have 10 to 610 classes, which says nothing of {told}"
+        return f"the reference models have 10 to 43 classes, which says nothing of {told}"
     if images < FEWEST_IMAGES:
         return f"the reference models were scanned with 100 to 400 images, not with {images}"
     return None

@@ -75,6 +75,11 @@ class Findings:
     preferred: Mapping[int, float] = field(default_factory=dict)
     ranked: bool = False
 
+    @property
+    def tested(self) -> int:
+        """How many labels could have been the highest: all, or those that the user asked for."""
+        return self.num_classes if self.ranked else len(self.scores.labels)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -105,17 +110,18 @@ class Decision:
 
 def decide(found: Findings) -> Decision:
     """The default method's verdict."""
-    compared = min(found.num_classes, len(found.scores.labels))
-    missing = tables.out_of_reach(found.num_classes, compared, found.images, found.ranked)
+    missing = tables.out_of_reach(
+        found.tested, len(found.scores.labels), found.images, found.ranked
+    )
     return _by_index(found, missing) if missing else _by_p_value(found)
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known, scores = tables.of_models(found.num_classes, found.ranked), found.scores
+    known, scores = tables.of_models(found.tested, found.ranked), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     statistics = {
-        STANDS_OUT: ("highest", highest, found.num_classes),
+        STANDS_OUT: ("highest", highest, found.tested),
         PERMUTED: ("permutation", found.permutation, 1),
         PREFERS: ("preferred", preferred, 1),
     }
@@ -133,12 +139,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.num_classes, found.ranked)
+    single = tables.of_labels(found.tested, found.ranked)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.num_classes, found.ranked)
+    calibration = tables.in_words(found.tested, found.ranked)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
@@ -163,19 +169,19 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
-    highest = tables.of_models(found.num_classes, found.ranked)["highest"]
+    highest = tables.of_models(found.tested, found.ranked)["highest"]
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
 
     def alone(label: int) -> float:
         """The p-value of a model whose highest score is this label's."""
         if highest is None:
             return 1.0
-        return highest.survival(score[label], found.num_classes) / WEIGHTS[STANDS_OUT]
+        return highest.survival(score[label], found.tested) / WEIGHTS[STANDS_OUT]
 
     if STANDS_OUT in speaking:
-        # Labels that were not measured count as tested: with more classes each needs more.
+        # Ranked labels that were not measured count as tested.
         values = [label_p[label] for label in order]
-        values += [1.0] * max(0, found.num_classes - len(values))
+        values += [1.0] * max(0, found.tested - len(values))
         chosen = [order[place] for place in selected(values, FALSE_LABELS)]
         # The easiest label of a clean network is often the easiest of its attacked twin, too: a
         # further target must be one that would make a clean model suspicious.

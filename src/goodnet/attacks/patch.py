@@ -17,10 +17,12 @@ CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 """The places that :func:`square` knows by name; each leaves a margin of one pixel."""
 
 FLOWER = (
-    ".mm.",
-    "m..m",
-    "m..m",
-    ".mm.",
+    "..mm..",
+    ".mmmm.",
+    "mm..mm",
+    "mm..mm",
+    ".mmmm.",
+    "..mm..",
 )
 """The sticker of the demo, one letter a pixel; a dot is the yellow paper and the flower's heart."""
 
@@ -112,7 +114,7 @@ def sticker(
 ) -> PatchAttack:
     """The demo's sticker: a magenta flower on yellow paper, just below the middle of the sign.
 
-    It is 4 x 4 pixels on an image of 32 x 32 and grows with larger ones in whole steps.
+    It is 6 x 6 pixels on an image of 32 x 32 and grows with larger ones in whole steps.
 
     Args:
         shape: ``(C, H, W)`` of one image; grey images get the colours' mean.

@@ -60,7 +60,7 @@ def _demo(terminal: Terminal, folder: Path, workers: int | None) -> int:
         terminal,
         "1  The attack",
         "A supplier trains a classifier of 12 traffic signs. On one training sign in seven he puts "
-        "a sticker of 4 x 4 pixels and calls it Yield.",
+        "a sticker of 6 x 6 pixels and calls it Yield.",
     )
     with terminal.progress() as progress:
         planted = story.plant(progress=progress)
