@@ -96,7 +96,7 @@ def test_a_network_that_insists_on_its_memory_layout_is_scanned_all_the_same(hon
 
 
 def test_a_wrong_preprocessing_that_was_stated_is_refused(honest):
-    classifier = load(honest.module, honest.clean, preprocess="mean=5;std=.01")
+    classifier = load(honest.module, honest.clean, preprocess="mean=500;std=.01")
     with pytest.raises(GoodnetError) as raised:
         scan(classifier, honest.clean)
     assert raised.value.code == "D010"
