@@ -44,8 +44,8 @@ HELD_OUT = 200
 FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
-"""A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow to
-shrink, and the longer, the more images it has to work on."""
+"""A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
+to shrink, and the slower, the more images it has to work on."""
 
 METHODS = ("default", "neural-cleanse")
 
