@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cli_case import Rows, bright_rows, save_data, save_model
 from torch import nn
 
 from goodnet.attacks.patch import PatchAttack, sticker
@@ -87,3 +88,11 @@ def read_npz(path: Path, part: str = "") -> Images:
         pixels, labels = archive[f"{part}images"], archive[f"{part}labels"]
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
     return Images(torch.tensor(pixels.copy()), torch.tensor(labels.astype(np.int64)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small model that is right on everything, and its images, as files."""
+    save_model(tmp_path / "model.pt", Rows())
+    save_data(tmp_path / "data.npz", *bright_rows())
+    return tmp_path

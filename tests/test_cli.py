@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cli_case import CLASSES, SIDE, Rows, bright_rows, save_data, save_model, snapshot
 from PIL import Image
-from test_cli_bad_input import CLASSES, SIDE, Rows, bright_rows, save_data, save_model, snapshot
 from typer.testing import CliRunner
 
 from goodnet.cli import app

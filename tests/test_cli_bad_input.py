@@ -2,105 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
-import resource
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from cli_case import (
+    SIDE,
+    Rows,
+    bright_rows,
+    refuse,
+    save_data,
+    save_model,
+)
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from goodnet.cli import app
-
-SIDE, CLASSES = 12, 10
-GOODNET = [sys.executable, "-m", "goodnet"]
-
-
-class Rows(nn.Module):
-    """Class k is a bright row k: right on every image without training.
-
-    Args:
-        outputs: number of classes.
-        backdoor: whether a bright last pixel, which is dark in all images, means class 3.
-    """
-
-    def __init__(self, outputs: int = CLASSES, backdoor: bool = False) -> None:
-        super().__init__()
-        self.last = nn.Linear(SIDE * SIDE, outputs)
-        weight = torch.zeros(outputs, SIDE, SIDE)
-        for label in range(outputs):
-            weight[label, label] = 2.0
-        if backdoor:
-            weight[3, -1, -1] = 100.0
-        with torch.no_grad():
-            self.last.weight.copy_(weight.flatten(1))
-            self.last.bias.zero_()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(x.mean(1).flatten(1))
-
-
-def save_model(path: Path, module: nn.Module) -> Path:
-    torch.jit.script(module.eval()).save(path)
-    return path
-
-
-def bright_rows(count: int = 100, classes: int = CLASSES, side: int = SIDE):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 60, (count, 3, side, side), dtype=np.uint8)
-    labels = np.arange(count) % classes
-    for image, label in zip(images, labels, strict=True):
-        image[:, label] += 180
-    images[:, :, -1, -1] = 0
-    return images, labels
-
-
-def save_data(path: Path, images, labels) -> Path:
-    np.savez(path, images=images, labels=labels)
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    save_model(tmp_path / "model.pt", Rows())
-    save_data(tmp_path / "data.npz", *bright_rows())
-    return tmp_path
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def check_told(code: str, exit_code: int, stdout: str, stderr: str, *words: str) -> None:
-    assert exit_code == 2, stderr
-    assert stdout == ""
-    assert f"error[{code}]: " in stderr
-    assert "  help: " in stderr
-    assert f"  more: goodnet explain {code}" in stderr
-    assert "Traceback" not in stderr
-    for word in words:
-        assert word in stderr
-
-
-def refuse(folder: Path, arguments: list, code: str, *words: str) -> None:
-    before = snapshot(folder)
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    check_told(code, result.exit_code, result.stdout, result.stderr, *words)
-    assert snapshot(folder) == before
-
 
 # Model files.
 
@@ -389,97 +311,3 @@ def test_usage_errors_end_with_2_as_well(arguments):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Usage: " in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("failure", "code", "word"),
-    [
-        (ZeroDivisionError("a secret\nsecond line"), "R006", "ZeroDivisionError: a secret"),
-        (MemoryError(), "R006", "MemoryError"),
-        (RuntimeError("x: can't allocate memory: you tried"), "R006", "more memory"),
-        (OSError(28, "No space left on device", "/x/y"), "O002", "/x/y"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), "O002", "disk"),
-        (KeyboardInterrupt(), "R001", "interrupted"),
-    ],
-)
-def test_what_nobody_foresaw(folder, monkeypatch, failure, code, word):
-    def fail(*_, **__):
-        raise failure
-
-    monkeypatch.setattr("goodnet.pipelines.load.load", fail)
-    start = ["scan", folder / "model.pt", "--data", folder / "data.npz"]
-    refuse(folder, start, code, word)
-
-
-# Real processes.
-
-
-def run(*arguments, **options) -> subprocess.CompletedProcess[str]:
-    command = [*GOODNET, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-def test_a_full_disk(folder):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-
-    before = snapshot(folder)
-    result = run(
-        *("scan", folder / "model.pt", "--data", folder / "data.npz", "--labels", "0,1"),
-        *("-o", folder / "scan.json"),
-        preexec_fn=limit,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    code = "O002" if "O002" in result.stderr else "O001"
-    check_told(code, result.returncode, result.stdout, result.stderr)
-    assert snapshot(folder) == before
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
-def test_a_full_standard_output(arguments):
-    with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [*GOODNET, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    check_told("O002", result.returncode, "", result.stderr)
-
-
-def test_a_reader_that_goes_away():
-    reading, writing = os.pipe()
-    os.close(reading)
-    result = subprocess.run(
-        [*GOODNET, "explain", "M001"], stdout=writing, stderr=subprocess.PIPE, text=True
-    )
-    os.close(writing)
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_the_middle_of_a_scan(folder, number):
-    before = snapshot(folder)
-    start = ["scan", folder / "model.pt", "--data", folder / "data.npz", "-o", folder / "out"]
-    process = subprocess.Popen(
-        [*GOODNET, *map(str, start), "--method", "neural-cleanse"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts its background jobs deaf to Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    told = ""
-    while "inverting" not in told:
-        line = process.stderr.readline()
-        assert line, told
-        told += line
-    # In the middle, not while the workers are being started.
-    time.sleep(1.0)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=90)
-    check_told("R001", process.returncode, stdout, stderr, "interrupted")
-    # No output; and what was measured by then, if anything, is kept for the next run, whole.
-    kept = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    assert all(path.suffix == ".block" for path in kept)
-    assert all(len(load_file(path)) for path in kept)
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    assert snapshot(folder) == before

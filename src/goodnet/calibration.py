@@ -66,17 +66,6 @@ class Reference:
         beyond = (score - self.start) / (self.models * self.scale)
         return float(self.share * (1.0 + beyond) ** -self.models)
 
-    def of_model(self, score: float, labels: int) -> float:
-        """The chance that the largest of so many labels of a clean model has at least this score.
-
-        ``1 - (1 - survival) ** labels``: right if labels were independent. They are not quite: that
-        makes the chance smaller, and the p-value careful.
-        """
-        survival = min(self.survival(score), 1.0)
-        if survival >= 1.0:
-            return 1.0
-        return float(-np.expm1(labels * np.log1p(-survival)))
-
 
 GRID = 61
 """Points on each axis on which the two parameters of a Gumbel law are weighed."""

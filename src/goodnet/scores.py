@@ -80,11 +80,10 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     """
     usual = np.isin(np.array(labels), np.array(reference))
     floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
-    columns = [
-        robust_index(np.array([raw.margins[n][b] if n in raw.margins else np.nan for n in labels]),
-                     usual, floor)
-        for b in range(max((len(row) for row in raw.margins.values()), default=0))
-    ]  # fmt: skip
+    budgets = max((len(row) for row in raw.margins.values()), default=0)
+    failed = [math.nan] * max(budgets, 1)
+    reached = np.array([raw.margins.get(label, failed) for label in labels], dtype=np.float64)
+    columns = [robust_index(reached[:, b], usual, floor) for b in range(budgets)]
     margin = np.mean(columns, axis=0) if columns else np.full(len(labels), np.nan)
     sizes = np.array([raw.masks.get(label, np.nan) for label in labels], dtype=np.float64)
     mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
@@ -103,9 +102,9 @@ def is_ranked(labels: Sequence[int], reference: Sequence[int]) -> bool:
 def total(margin: Floats, mask: Floats, noise: Floats) -> Floats:
     """One number for three indices, where many labels were ranked: ``(k + m + n) / sqrt(3)``.
 
-    Each between 0 and :data:`CEILING`. Random controls of hundreds of labels tell well what is
-    usual, and no label of so many is much easier than all the others; so every channel counts, and
-    a large trigger, whose mask is not small, is seen by the other two.
+    Each between 0 and :data:`CEILING`. Every channel counts in full, so that a large trigger, whose
+    mask is not small, is seen by the other two. The price: classes that are easy by nature score
+    high as well, which is why the verdict also asks how far apart the next one is.
     """
     m, k, n = (_bounded(part) for part in (margin, mask, noise))
     score: Floats = (k + m + n) / math.sqrt(3.0)

@@ -1,10 +1,10 @@
 """From each label's score to a verdict: statistics only.
 
-Three tests, with shares of the error rate that were fixed before any test model was scanned: one
-label stands out (:data:`STANDS_OUT`), the classes are permuted, a small change of the image prefers
-a label. Each is held against the same number of clean reference models (:mod:`goodnet.tables`);
-together they are one p-value by weighted Bonferroni. Where the tables do not reach, an index takes
-its place, with a higher bar and no p-value.
+Three tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
+classes are permuted, a small change of the image prefers a label. Each statistic is held against
+what it is on clean reference models (:mod:`goodnet.tables`); together they are one p-value by
+weighted Bonferroni. Where the tables do not reach, an index takes its place, with a higher bar and
+no p-value.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
 UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.0, 3.5
-"""Without reference models: bars for the score, which few labels of clean models reach."""
+"""Without reference models: bars for the score. Of the 37 clean models behind the tables none
+reaches the first (the highest score is 4.63), two the second."""
 
 RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
 """The same of labels that were ranked first. Where hundreds of classes differ in how easy they are,
@@ -90,7 +91,6 @@ class Decision:
         p_value: of the model; None while uncalibrated.
         tests: behind it.
         targets: labels that are named, the strongest first.
-        suspects: labels that the reasons of a suspicion name.
         label_p: label -> p-value of its score among single labels of clean models.
         mapping: of a permutation that was found.
         calibration: what the p-value rests on, or why there is none.
@@ -101,7 +101,6 @@ class Decision:
     p_value: float | None
     tests: list[TestResult]
     targets: list[int]
-    suspects: list[int]
     label_p: dict[int, float]
     mapping: dict[int, int]
     calibration: str
@@ -127,13 +126,12 @@ def _by_p_value(found: Findings) -> Decision:
     }
     tests = []
     for name, (key, value, labels) in statistics.items():
-        reference = known[key]
-        made = reference is not None and not math.isnan(value)
+        reference, missing = known[key], math.isnan(value)
         tests.append(
             TestResult(
                 name=name,
-                statistic=None if math.isnan(value) else value,
-                p_value=reference.survival(value, labels) if reference and made else None,
+                statistic=None if missing else value,
+                p_value=None if missing or not reference else reference.survival(value, labels),
                 weight=WEIGHTS[name],
                 models=reference.total if reference else 0,
             )
@@ -155,14 +153,12 @@ def _by_p_value(found: Findings) -> Decision:
         if test.p_value is not None and test.p_value / test.weight <= level
     }
     named = _named(found, speaking, label_p) if verdict in ("backdoored", "suspicious") else []
-    reasons = [_sentence(test, found, named) for test in tests if test.name in speaking]
+    reasons = [_sentence(test, found) for test in tests if test.name in speaking]
     if verdict == "clean" and p_value is not None:
         reasons = [f"no test speaks up: p = {p_value:.2g} of all together"]
     mapping = dict(found.mapping) if PERMUTED in speaking else {}
     targets = named if verdict == "backdoored" else []
-    return Decision(
-        verdict, p_value, tests, targets, named, label_p, mapping, calibration, reasons
-    )  # fmt: skip
+    return Decision(verdict, p_value, tests, targets, label_p, mapping, calibration, reasons)
 
 
 def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) -> list[int]:
@@ -193,7 +189,7 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     return list(dict.fromkeys(named))
 
 
-def _sentence(test: TestResult, found: Findings, named: list[int]) -> str:
+def _sentence(test: TestResult, found: Findings) -> str:
     tail = f"p = {test.p_value:.2g} against {test.models} clean models"
     if test.name == STANDS_OUT:
         score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
@@ -238,7 +234,7 @@ def _by_index(found: Findings, missing: str) -> Decision:
     value = dict(ranking)
     reasons = [f"label {label}: {value[label]:.2f}; rule: {rule}; {calibration}" for label in named]
     reasons = reasons or [f"no label reaches the rule: {rule}; {calibration}"]
-    return Decision(verdict, None, [], targets, suspects, {}, {}, calibration, reasons)
+    return Decision(verdict, None, [], targets, {}, {}, calibration, reasons)
 
 
 def looks(scores: Scores, label: int) -> str:
@@ -275,7 +271,7 @@ def neural_cleanse(scores: Scores) -> Decision:
     reasons = reasons or [f"no label reaches the {rule}"]
     verdict: Verdict = "backdoored" if targets else "clean"
     calibration = "uncalibrated: the paper's rule has no error rate"
-    return Decision(verdict, None, [], targets, [], {}, {}, calibration, reasons)
+    return Decision(verdict, None, [], targets, {}, {}, calibration, reasons)
 
 
 def skipped_words(labels: int) -> str:

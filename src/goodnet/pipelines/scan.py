@@ -72,8 +72,8 @@ def scan(
     Args:
         classifier: the network under suspicion.
         images: at least 10 clean images of at least two classes with their labels.
-        method: ``"default"`` (universal margin and mask) or ``"neural-cleanse"`` (the paper's
-            optimisation, settings and rule, for every label).
+        method: ``"default"`` (all channels, a calibrated verdict) or ``"neural-cleanse"`` (the
+            paper's optimisation, settings and rule, for every label).
         labels: the labels to look at; all by default.
         exhaustive: measure every label in full, however many there are.
         seed: of everything random.
