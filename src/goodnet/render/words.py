@@ -57,7 +57,8 @@ def calibration_words(report: ScanReport) -> str:
     """What the p-value means, or why there is none."""
     if report.p_value is None:
         return UNCALIBRATED
-    models = max((test.models for test in report.tests), default=0)
+    counts = sorted({test.models for test in report.tests})
+    models = " to ".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
     return CALIBRATED.format(p=report.p_value, models=models)
 
 
