@@ -74,3 +74,11 @@ def test_controls_say_what_is_usual():
 
 def test_two_labels_have_no_index():
     assert np.isnan(robust_index(np.array([1.0, 2.0]), np.ones(2, bool), 0.1)).all()
+
+
+def test_no_label_at_all_is_no_score():
+    """The time was up before the masks: margins are known, and no label counts."""
+    margins = {n: (1.0, 2.0, 3.0) for n in range(6)}
+    scores = combine([], Raw(margins, {}, {}, 5.0), [])
+    assert scores.labels == []
+    assert scores.score.shape == scores.margin_index.shape == (0,)

@@ -82,7 +82,9 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
     budgets = max((len(row) for row in raw.margins.values()), default=0)
     failed = [math.nan] * max(budgets, 1)
-    reached = np.array([raw.margins.get(label, failed) for label in labels], dtype=np.float64)
+    rows = [raw.margins.get(label, failed) for label in labels]
+    # The shape is said: the time may have been up before any label was measured by every channel.
+    reached = np.array(rows, dtype=np.float64).reshape(len(rows), len(failed))
     columns = [robust_index(reached[:, b], usual, floor) for b in range(budgets)]
     margin = np.mean(columns, axis=0) if columns else np.full(len(labels), np.nan)
     sizes = np.array([raw.masks.get(label, np.nan) for label in labels], dtype=np.float64)
