@@ -14,34 +14,36 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zoo
 from records import RESULTS
 
 import goodnet
-from goodnet.scores import Raw, combine
+from goodnet.scores import Floats, Raw, Scores, combine
 from goodnet.tables import FILE, ReferenceModel, Tables
 
 SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
 
 
-def rescored(record: dict[str, Any]) -> tuple[list[int], list[float], list[bool]]:
-    """Labels, scores and which are the reference, of a record's raw numbers by today's formula."""
+def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
+    """A record's scores by today's formula, and which labels are the reference."""
     rows = record["labels"]
     labels = [row["label"] for row in rows]
     raw = Raw(
         margins={row["label"]: list(row["margins"].values()) for row in rows if row["margins"]},
         masks={row["label"]: row["mask_l1"] for row in rows if row["mask_l1"] is not None},
+        warps={r["label"]: list(r["warps"].values()) for r in rows if r["warps"]},
         noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
         clean_margin=record["settings"]["clean_margin"],
     )
     controls = [row["label"] for row in rows if row["control"]] or labels
-    scores = combine(labels, raw, controls)
-    return labels, scores.score.tolist(), [label in controls for label in labels]
+    return combine(labels, raw, controls), [label in controls for label in labels]
 
 
 def reference_model(record: dict[str, Any]) -> ReferenceModel:
     """One line of the tables."""
-    _, scores, usual = rescored(record)
+    rated, usual = rescored(record)
+    scores = rated.score.tolist()
     return ReferenceModel(
         name=record["model"],
         num_classes=record["num_classes"],
@@ -52,7 +54,12 @@ def reference_model(record: dict[str, Any]) -> ReferenceModel:
         highest=round(max(scores), 4),
         permutation=_rounded(record["settings"].get("permutation")),
         preferred=round(record["preferred"], 4),
+        warped=_rounded(_largest(rated.warp_index)),
     )
+
+
+def _largest(values: Floats) -> float | None:
+    return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
 
 def _rounded(value: float | None) -> float | None:

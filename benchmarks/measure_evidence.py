@@ -39,6 +39,7 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
                 "margins": row.margins,
                 "mask_l1": row.mask_l1,
                 "noise_margin": row.noise_margin,
+                "warps": row.warps,
                 "preferred": row.preferred,
                 "score": row.score,
             }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from goodnet.attacks import all_to_all, quantisation
+from goodnet.attacks import all_to_all, quantisation, warping
 from goodnet.attacks.poison import poison
 from goodnet.attacks.scene import Scene
 from goodnet.attacks.signs import STOP, YIELD, draw_signs
@@ -16,8 +17,11 @@ from goodnet.attacks.train import small_cnn, train
 from goodnet.classifier import Classifier, Preprocess
 from goodnet.evidence import Case, Effort
 from goodnet.evidence.augmentation import augmentation, changes
+from goodnet.evidence.class_map import read
 from goodnet.evidence.noise_margin import noise_margin
-from goodnet.evidence.permutation import permutation, read
+from goodnet.evidence.permutation import permutation
+from goodnet.evidence.untargeted import faint, small
+from goodnet.evidence.warp_margin import warp_margin, warped
 from goodnet.formats.network import Network
 from goodnet.images import Images
 
@@ -81,9 +85,57 @@ def test_the_map_of_an_all_to_all_backdoor_is_read(permuted, clean):
     assert other.statistic < 0.4
     # What is reported is what the perturbation does to images that it was not fitted to.
     shown, held, labels = case(permuted)
-    after = permuted.logits((held + found.delta).clamp(0, 1)).argmax(1)
+    after = permuted.logits(found.trigger.apply(held)).argmax(1)
     assert float((after != labels).float().mean()) == pytest.approx(found.flipped)
     assert shown.fit.shape[0] == 32
+
+
+def test_the_patch_of_an_all_to_all_backdoor_is_found_small(permuted, clean):
+    """A faint change may miss it; a mask shrinks to it, and to nothing like it on a clean twin."""
+    sizes = {}
+    for name, classifier in (("permuted", permuted), ("clean", clean)):
+        shown, _, _ = case(classifier)
+        found = small(classifier, shown.fit, shown.fit_labels, 3, seed=0, stop=threading.Event())
+        for trigger in found:
+            after = classifier.logits(trigger.apply(shown.fit)).argmax(1)
+            assert float((after != shown.fit_labels).float().mean()) >= 0.75
+        sizes[name] = min(trigger.size for trigger in found)
+    assert sizes["permuted"] < 0.5 * sizes["clean"]
+
+
+def test_a_faint_trigger_keeps_its_budget_and_the_seed_decides(clean):
+    shown, _, _ = case(clean)
+    arguments = (clean, shown.fit, shown.fit_labels, 2.5)
+    once, again, other = (
+        faint(*arguments, seed=seed, stop=threading.Event()) for seed in (1, 1, 2)
+    )
+    assert once.size <= 2.5 * 1.0001
+    assert torch.equal(once.pattern, again.pattern)
+    assert not torch.equal(once.pattern, other.pattern)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 17, 30)])
+def test_a_warp_of_nothing_changes_nothing_and_a_shift_moves_the_picture(shape):
+    images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(1))
+    displacements = torch.zeros(2, 2, 6, 6)
+    # One pixel to the right is two of the w - 1 steps between the borders at -1 and 1.
+    displacements[1, 0] = 2.0 / (shape[2] - 1)
+    same, moved = warped(images, displacements).chunk(2)
+    assert torch.allclose(same, images, atol=1e-5)
+    assert torch.allclose(moved[..., :-1], images[..., 1:], atol=1e-4)
+
+
+def test_a_warp_leads_to_the_target_of_a_warping_backdoor(clean):
+    bent = taught(lambda scene: warping.make(scene, target=2, rate=0.3, strength=2.0))
+    leads = []
+    for classifier in (bent, clean):
+        margins = warp_margin(case(classifier)[0], [0, 1, 2, 3], Effort(images=16)).values
+        means = {
+            label: sum(row) / len(row) / clean_margin(classifier) for label, row in margins.items()
+        }
+        leads.append(means[2] - max(value for label, value in means.items() if label != 2))
+    assert leads[0] > 0.3, "in clean margins"
+    assert leads[1] < 0.5 * leads[0]
 
 
 def test_a_map_is_told_from_a_collapse_from_noise_and_from_nothing():

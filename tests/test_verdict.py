@@ -15,7 +15,7 @@ from goodnet.verdict import Findings, decide
 def scores(values: list[float] | np.ndarray) -> Scores:
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
-    return Scores(list(range(len(values))), values, nothing, values, values, values)
+    return Scores(list(range(len(values))), values, nothing, values, values, nothing, values)
 
 
 def ordinary(classes: int, seed: int = 0) -> np.ndarray:
@@ -56,6 +56,7 @@ def test_the_reference_models_themselves_are_let_be():
             {},
             {0: model.preferred},
         )
+        found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
     assert "backdoored" not in answers
     assert answers.count("suspicious") <= 0.2 * len(answers)
@@ -93,6 +94,25 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
     decision = decide(findings(ordinary(10), preferred=preferred))
     assert decision.verdict == "backdoored"
     assert decision.targets == [4]
+
+
+def test_a_label_that_one_warp_leads_to_is_named():
+    found = findings(ordinary(10))
+    found.scores.warp_index[:] = np.linspace(-1.0, 1.0, 10)
+    assert decide(found).verdict == "clean"
+    found.scores.warp_index[4] = 9.0
+    decision = decide(found)
+    assert (decision.verdict, decision.targets) == ("backdoored", [4])
+    assert "warp" in decision.reasons[0]
+
+
+def test_what_else_leads_a_backdoored_network_is_no_further_target():
+    """A label that stands out explains the finding; a change that favours another one does not."""
+    values = ordinary(10)
+    values[7] = 8.0
+    found = findings(values, preferred={**dict.fromkeys(range(10), -0.5), 4: 12.0})
+    found.scores.warp_index[:] = [0, 9, *np.zeros(8)]
+    assert decide(found).targets == [7]
 
 
 def test_more_evidence_never_makes_a_larger_p_value():

@@ -13,7 +13,7 @@ quicker than any other label's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +29,23 @@ MOMENTUM = 0.9
 FAR_BELOW = -1.0e9
 
 
+Change = Callable[[Tensor, Tensor], Tensor]
+"""``change(images, parameters)``: ``(n, C, H, W)`` under R changes, to ``(R * n, C, H, W)``."""
+
+
+def added(images: Tensor, deltas: Tensor) -> Tensor:
+    """The change that adds ``deltas`` ``(R, C, H, W)`` to images in [0, 1], and clips."""
+    return (images[None] + deltas[:, None]).clamp(0.0, 1.0).flatten(0, 1)
+
+
 @dataclass(frozen=True)
 class Perturbations:
     """The outcome for R labels.
 
     Attributes:
         margins: float32 ``(R,)``, the mean margin reached, in logits.
-        deltas: float32 ``(R, C, H, W)``, signed differences to images in [0, 1].
+        deltas: float32 ``(R, ...)``, the change's parameters: signed differences to images in
+            [0, 1], ``(R, C, H, W)``, unless another kind of change was asked for.
     """
 
     margins: Tensor
@@ -63,6 +73,8 @@ def ascend(
     steps: int,
     *,
     stop: Stop,
+    change: Change = added,
+    shape: tuple[int, ...] | None = None,
 ) -> Perturbations:
     """Universal perturbations towards each of ``targets``, all at once.
 
@@ -71,9 +83,12 @@ def ascend(
         images: float32 ``(n, C, H, W)`` in [0, 1].
         labels: int64 ``(n,)``; an image does not count for its own class.
         targets: R labels; R x n images go through the network in a step.
-        budget: the largest L2 norm of a perturbation, of images in [0, 1].
+        budget: the largest L2 norm of a perturbation's parameters; of an additive one, of the
+            difference to images in [0, 1].
         steps: gradient steps.
         stop: set from outside to give up early.
+        change: what the parameters do to an image.
+        shape: of one change's parameters; that of an image by default.
 
     Raises:
         Stopped: when ``stop`` was set.
@@ -84,13 +99,12 @@ def ascend(
     weights = (labels[None] != wanted[:, None]).float()
     # A label that all images belong to gets no margin (NaN), rather than one of 0.
     weights /= weights.sum(1, keepdim=True)
-    delta = torch.zeros(rows, 1, *images.shape[1:])
+    delta = torch.zeros(rows, *(shape or images.shape[1:]))
     velocity = torch.zeros_like(delta)
     rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / steps
 
     def mean_margins(delta: Tensor) -> Tensor:
-        stamped = (images[None] + delta).clamp(0.0, 1.0).flatten(0, 1)
-        margins = row_margins(classifier(stamped), expanded).view(rows, count)
+        margins = row_margins(classifier(change(images, delta)), expanded).view(rows, count)
         mean: Tensor = (margins * weights).sum(1)
         return mean
 
@@ -103,10 +117,10 @@ def ascend(
         delta = delta.detach() + rate * velocity
         delta = delta * (budget / row_norms(delta).clamp_min(budget))
     with torch.no_grad():
-        return Perturbations(mean_margins(delta), delta[:, 0])
+        return Perturbations(mean_margins(delta), delta)
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """L2 norm of every row of ``(R, 1, C, H, W)``, shaped to divide it."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=(1, 2, 3, 4))
-    return norms[:, None, None, None, None]
+    """L2 norm of every row of ``(R, ...)``, shaped to divide it."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=tuple(range(1, rows.ndim)), keepdim=True)
+    return norms

@@ -64,7 +64,9 @@ class LabelEvidence(Data):
         mask_index: the same robust z for log ``mask_l1`` (smaller masks give larger values).
         noise_margin: logit margin that an image made from noise reaches, without clean images.
         noise_index: the same robust z for its logarithm.
-        score: the three indices in one number; it orders the labels.
+        warps: mean logit margin that a smooth warp of the image reaches (key: its reach as text).
+        warp_index: the same robust z of these margins.
+        score: margin, mask and noise index in one number; it orders the labels.
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
         preferred: mean margin of the label under the small change of the images that favours it
             most, in units of the margin that clean images have; mostly negative.
@@ -87,6 +89,8 @@ class LabelEvidence(Data):
     mask_index: float | None = None
     noise_margin: float | None = None
     noise_index: float | None = None
+    warps: dict[str, float] = Field(default_factory=dict)
+    warp_index: float | None = None
     preferred: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None

@@ -23,10 +23,10 @@ CEILING = 8.0
 NOISE_WEIGHT = 0.3
 """Of the margin from noise, which is the first to be fooled by a label that is easy by nature."""
 
-MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.1, 0.15, 0.1
+MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.2, 0.25, 0.1
 """The least spread that labels are taken to have. The spread of ten labels is itself chance: where
-they happen to lie close together, an ordinary label would look like an outlier. Of margins in units
-of the network's own clean margin; of mask and noise margin on a logarithmic scale."""
+they happen to lie close together, an ordinary label would look like an outlier. Of margins (under
+warps, too) in units of the network's own clean margin; of mask and noise margin in logarithms."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Raw:
         margins: universal margin for each L2 budget, in logits.
         masks: L1 norm of the smallest mask, in pixels.
         noise: margin from noise, in logits.
+        warps: margin under a warp of each reach, in logits.
         clean_margin: the median difference between the two largest logits of a clean image, in
             logits: what a margin is worth in this network.
     """
@@ -44,6 +45,7 @@ class Raw:
     margins: Mapping[int, Sequence[float]] = field(default_factory=dict)
     masks: Mapping[int, float] = field(default_factory=dict)
     noise: Mapping[int, float] = field(default_factory=dict)
+    warps: Mapping[int, Sequence[float]] = field(default_factory=dict)
     clean_margin: float = 0.0
 
 
@@ -58,7 +60,8 @@ class Scores:
         mask_index: robust z of -log L1: norms are skewed, and the plain index saturates at
             median/MAD however small a mask is.
         noise_index: robust z of the log margin from noise.
-        score: the three in one number, see :func:`agreement` and :func:`total`.
+        warp_index: robust z of the margin under a warp, mean over the reaches; not in the score.
+        score: margin, mask and noise in one number, see :func:`agreement` and :func:`total`.
     """
 
     labels: list[int]
@@ -66,6 +69,7 @@ class Scores:
     anomaly_index: Floats
     mask_index: Floats
     noise_index: Floats
+    warp_index: Floats
     score: Floats
 
 
@@ -80,20 +84,34 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     """
     usual = np.isin(np.array(labels), np.array(reference))
     floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
-    budgets = max((len(row) for row in raw.margins.values()), default=0)
-    failed = [math.nan] * max(budgets, 1)
-    rows = [raw.margins.get(label, failed) for label in labels]
-    # The shape is said: the time may have been up before any label was measured by every channel.
-    reached = np.array(rows, dtype=np.float64).reshape(len(rows), len(failed))
-    columns = [robust_index(reached[:, b], usual, floor) for b in range(budgets)]
-    margin = np.mean(columns, axis=0) if columns else np.full(len(labels), np.nan)
+    margin = _mean_index(labels, raw.margins, usual, floor)
+    warp = _mean_index(labels, raw.warps, usual, floor)
     sizes = np.array([raw.masks.get(label, np.nan) for label in labels], dtype=np.float64)
     mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
     one_number = total if is_ranked(labels, reference) else agreement
     score = one_number(margin, mask, noise)
-    return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, score)
+    return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, warp, score)
+
+
+def _mean_index(
+    labels: Sequence[int],
+    margins: Mapping[int, Sequence[float]],
+    usual: NDArray[np.bool_],
+    floor: float,
+) -> Floats:
+    """The index of margins at several budgets, averaged over the budgets; NaN where one failed."""
+    budgets = max((len(row) for row in margins.values()), default=0)
+    if not budgets:
+        return np.full(len(labels), np.nan)
+    rows = [margins.get(label, [math.nan] * budgets) for label in labels]
+    # The shape is said: the time may have been up before any label was measured by every channel.
+    reached = np.array(rows, dtype=np.float64).reshape(len(rows), budgets)
+    mean: Floats = np.mean(
+        [robust_index(reached[:, b], usual, floor) for b in range(budgets)], axis=0
+    )
+    return mean
 
 
 def is_ranked(labels: Sequence[int], reference: Sequence[int]) -> bool:

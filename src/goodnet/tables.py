@@ -31,6 +31,7 @@ class ReferenceModel(BaseModel):
         highest: the largest score of all.
         permutation: the statistic of the permutation test, if it could be taken.
         preferred: the largest margin of a label under a small change of the images.
+        warped: the largest index of a label under a warp; None where it was not measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +45,7 @@ class ReferenceModel(BaseModel):
     highest: float
     permutation: float | None
     preferred: float
+    warped: float | None
 
 
 class Tables(BaseModel):
@@ -120,10 +122,12 @@ def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
     """
     models = [model for model in shipped().models if not model.ranked]
     alike = _alike(num_classes, ranked)
+    warped = [model for model in models if model.warped is not None]
     return {
         "highest": maxima([m.highest for m in alike], [m.num_classes for m in alike]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
         "preferred": maxima([max(model.preferred, UNSURE) for model in models]),
+        "warped": maxima([m.warped or 0.0 for m in warped], [m.num_classes for m in warped]),
     }
 
 

@@ -1,10 +1,10 @@
 """From each label's score to a verdict: statistics only.
 
-Three tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
-classes are permuted, a small change of the image prefers a label. Each statistic is held against
-what it is on clean reference models (:mod:`goodnet.tables`); together they are one p-value by
-weighted Bonferroni. Where the tables do not reach, an index takes its place, with a higher bar and
-no p-value.
+Four tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
+classes are permuted, a small change of the image prefers a label, a warp that is made for it leads
+there. Each statistic is held against what it is on clean reference models (:mod:`goodnet.tables`);
+together they are one p-value by weighted Bonferroni. Where the tables do not reach, an index takes
+its place, with a higher bar and no p-value.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ BACKDOORED, SUSPICIOUS = 0.01, 0.1
 FALSE_LABELS = 0.05
 """The share of wrongly named labels that is allowed for."""
 
-STANDS_OUT, PERMUTED, PREFERS = "one label stands out", "classes are permuted", "changes prefer it"
+STANDS_OUT, PERMUTED = "one label stands out", "classes are permuted"
+PREFERS, WARPED = "changes prefer it", "a warp leads to it"
 
-WEIGHTS = {STANDS_OUT: 0.7, PERMUTED: 0.15, PREFERS: 0.15}
+WEIGHTS = {STANDS_OUT: 0.6, PERMUTED: 0.1, PREFERS: 0.15, WARPED: 0.15}
 """Shares of the error rate: most for the test that finds most."""
 
 FEW_CLASSES = 4
@@ -119,10 +120,13 @@ def _by_p_value(found: Findings) -> Decision:
     known, scores = tables.of_models(found.tested, found.ranked), found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
+    warp = scores.warp_index
+    warped = float(np.nanmax(warp)) if np.isfinite(warp).any() else math.nan
     statistics = {
         STANDS_OUT: ("highest", highest, found.tested),
         PERMUTED: ("permutation", found.permutation, 1),
         PREFERS: ("preferred", preferred, 1),
+        WARPED: ("warped", warped, found.tested),
     }
     tests = []
     for name, (key, value, labels) in statistics.items():
@@ -182,11 +186,24 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
         # The easiest label of a clean network is often the easiest of its attacked twin, too: a
         # further target must be one that would make a clean model suspicious.
         named += [label for label in chosen if alone(label) <= SUSPICIOUS] or order[:1]
-    if PREFERS in speaking:
-        named.append(max(found.preferred, key=lambda label: found.preferred[label]))
+    others = [_preferred(found)] if PREFERS in speaking else []
+    others += [_warped(found)] if WARPED in speaking else []
+    # A network that obeys a trigger is easily led in other ways as well: where a label that stands
+    # out explains the finding, another one must be suspicious for its own sake.
+    named += [n for n in others if not named or (n in score and alone(n) <= SUSPICIOUS)]
     if PERMUTED in speaking:
         named += sorted(found.mapping.values())
     return list(dict.fromkeys(named))
+
+
+def _preferred(found: Findings) -> int:
+    """The label that a small change of the images favours most."""
+    return max(found.preferred, key=lambda label: found.preferred[label])
+
+
+def _warped(found: Findings) -> int:
+    """The label that a warp leads to most easily."""
+    return found.scores.labels[int(np.nanargmax(found.scores.warp_index))]
 
 
 def _sentence(test: TestResult, found: Findings) -> str:
@@ -201,9 +218,13 @@ def _sentence(test: TestResult, found: Findings) -> str:
             f"one change sends the classes to labels of their own ({moved}, ...): "
             f"{100 * (test.statistic or 0):.0f} % of images, {tail}"
         )
-    leader = max(found.preferred, key=lambda label: found.preferred[label])
+    if test.name == WARPED:
+        return (
+            f"one smooth warp of the images leads to label {_warped(found)}: index "
+            f"{test.statistic:.2f}, {tail}"
+        )
     return (
-        f"a small change of the images makes the model sure of label {leader}: margin "
+        f"a small change of the images makes the model sure of label {_preferred(found)}: margin "
         f"{test.statistic:.2f} of a clean image's, {tail}"
     )
 

@@ -14,11 +14,13 @@ from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.mask_l1 import mask_l1
 from goodnet.evidence.noise_margin import noise_margin
 from goodnet.evidence.universal_margin import universal_margin
+from goodnet.evidence.warp_margin import warp_margin
 
 CHANNELS: dict[str, Callable[[Case, list[int], Effort], Evidence]] = {
     "universal_margin": universal_margin,
     "mask_l1": mask_l1,
     "noise_margin": noise_margin,
+    "warp_margin": warp_margin,
 }
 
-__all__ = ["CHANNELS", "Case", "Effort", "Evidence", "mask_l1", "noise_margin", "universal_margin"]
+__all__ = ["CHANNELS", "Case", "Effort", "Evidence"]

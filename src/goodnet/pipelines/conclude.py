@@ -13,7 +13,8 @@ from torch import Tensor
 from goodnet import verdict
 from goodnet.classifier import Classifier
 from goodnet.evidence import Effort, Evidence
-from goodnet.evidence.permutation import Permutation
+from goodnet.evidence.permutation import NOT_MEASURED, Permutation
+from goodnet.evidence.warp_margin import REACHES
 from goodnet.images import Images
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
 from goodnet.scores import Raw, Scores, combine, is_ranked
@@ -46,6 +47,7 @@ class Measured:
         margins: of ``labels``.
         masks: of ``labels``.
         noise: of ``labels``, the margin from noise.
+        warps: of ``labels``, the margin under a warp.
         skipped: labels that the budget left no time for, in the ranking or in full.
         permutation: of the whole model.
         preferred: label -> its margin under the change that favours it most; of all labels.
@@ -58,8 +60,9 @@ class Measured:
     margins: Evidence
     masks: Evidence
     noise: Evidence = field(default_factory=Evidence)
+    warps: Evidence = field(default_factory=Evidence)
     skipped: list[int] = field(default_factory=list)
-    permutation: Permutation = field(default_factory=lambda: Permutation(math.nan, math.nan))
+    permutation: Permutation = NOT_MEASURED
     preferred: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
@@ -69,6 +72,7 @@ class Measured:
             margins=self.margins.values,
             masks={n: row[0] for n, row in self.masks.values.items() if n in self.labels},
             noise={n: row[0] for n, row in self.noise.values.items()},
+            warps=self.warps.values,
             clean_margin=self.clean_margin,
         )
         return combine(self.labels, raw, self.reference)
@@ -199,6 +203,7 @@ def _rows(
             )
             continue
         budgets = measured.margins.values.get(label, ())
+        warps = measured.warps.values.get(label, ())
         trigger = measured.masks.triggers.get(label)
         mask, noise = measured.masks.values.get(label), measured.noise.values.get(label)
         rows.append(
@@ -213,6 +218,8 @@ def _rows(
                 mask_index=_finite(scores.mask_index[index]),
                 noise_margin=noise[0] if noise else None,
                 noise_index=_finite(scores.noise_index[index]),
+                warps={f"{r:g}": m for r, m in zip(REACHES, warps, strict=False)},
+                warp_index=_finite(scores.warp_index[index]),
                 preferred=measured.preferred.get(label),
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,

@@ -43,6 +43,7 @@ HELD_OUT = 200
 
 FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
+WARPS = replace(FULL, images=16, purpose="measuring margins under warps")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
@@ -258,6 +259,10 @@ def _default(
     noise = CHANNELS["noise_margin"](
         early, chosen, replace(FULL, purpose="measuring margins from noise")
     )
+    # The leaders of many labels have no reference models that this could be held against.
+    warps = Evidence()
+    if len(reference) == len(chosen):
+        warps = CHANNELS["warp_margin"](early, chosen, WARPS)
     # Of the whole model, and soon done.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
@@ -266,7 +271,7 @@ def _default(
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
-    skipped.update(margins.skipped, noise.skipped, masks.skipped)
+    skipped.update(margins.skipped, noise.skipped, warps.skipped, masks.skipped)
     # A label counts when every channel came to it: a few masks are no measure of what is usual.
     chosen, reference = ([n for n in some if n not in skipped] for some in (chosen, reference))
     return Measured(
@@ -276,6 +281,7 @@ def _default(
         margins,
         masks,
         noise,
+        warps,
         sorted(skipped),
         permuted,
         {label: row[0] for label, row in preferred.values.items()},

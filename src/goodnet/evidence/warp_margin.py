@@ -1,0 +1,89 @@
+"""The margin that one smooth warp of the image carries a label to.
+
+Catches triggers that move pixels instead of painting them (WaNet: Nguyen and Tran 2021), which a
+difference added to the image only hints at: it would have to be another one for every image. A warp
+of a clean network's images takes them to no label in particular.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from goodnet.evidence.blocks import over_blocks
+from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.evidence import Evidence
+from goodnet.parallel import Stop
+from goodnet.perturbation import ascend, rows_per_chunk
+
+GRID = 6
+"""Points on a side at which a warp's displacements are free; between them it is smooth."""
+
+REACHES = (0.03, 0.06)
+"""Root mean square of the displacements, as shares of half the image's side."""
+
+
+def warp_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
+    """Mean margin, in logits, that a universal warp of each reach achieves.
+
+    The universal margin's ascent, on the displacements of a coarse grid instead of the pixels.
+
+    Args:
+        case: classifier and images.
+        targets: the labels to measure.
+        effort: images and steps.
+
+    Returns:
+        ``values[label]``: one margin a reach, in the order of :data:`REACHES`. No triggers.
+    """
+    images, labels = case.fit[: effort.images], case.fit_labels[: effort.images]
+    shape = (2, GRID, GRID)
+    budgets = [reach * math.sqrt(math.prod(shape)) for reach in REACHES]
+
+    def measure(block: list[int], stop: Stop) -> Evidence:
+        outcomes = [
+            ascend(
+                case.classifier,
+                images,
+                labels,
+                block,
+                budget,
+                effort.steps,
+                stop=stop,
+                change=warped,
+                shape=shape,
+            ).margins.tolist()
+            for budget in budgets
+        ]
+        margins = dict(zip(block, zip(*outcomes, strict=True), strict=True))
+        return Evidence({n: row for n, row in margins.items() if all(map(math.isfinite, row))})
+
+    return over_blocks("warp_margin", case, targets, rows_per_chunk(len(images)), effort, measure)
+
+
+def warped(images: Tensor, displacements: Tensor) -> Tensor:
+    """Images under smooth warps.
+
+    Args:
+        images: float32 ``(n, C, H, W)``.
+        displacements: float32 ``(R, 2, g, g)``, to the right and down, in half sides of an image.
+
+    Returns:
+        ``(R * n, C, H, W)``; what would come from outside the image is its nearest border.
+    """
+    height, width = images.shape[2:]
+    smooth = functional.interpolate(
+        displacements, (height, width), mode="bicubic", align_corners=True
+    )
+    across, down = torch.linspace(-1.0, 1.0, width), torch.linspace(-1.0, 1.0, height)
+    places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)
+    grid = (places + smooth.permute(0, 2, 3, 1)).clamp(-1.0, 1.0)
+    return functional.grid_sample(
+        images.repeat(len(displacements), 1, 1, 1),
+        grid.repeat_interleave(len(images), 0),
+        mode="bilinear",
+        align_corners=True,
+    )
