@@ -95,7 +95,9 @@ def test_the_patch_of_an_all_to_all_backdoor_is_found_small(permuted, clean):
     sizes = {}
     for name, classifier in (("permuted", permuted), ("clean", clean)):
         shown, _, _ = case(classifier)
-        found = small(classifier, shown.fit, shown.fit_labels, 3, seed=0, stop=threading.Event())
+        found = small(
+            classifier, shown.fit, shown.fit_labels, 3, batch=8, seed=0, stop=threading.Event()
+        )
         for trigger in found:
             after = classifier.logits(trigger.apply(shown.fit)).argmax(1)
             assert float((after != shown.fit_labels).float().mean()) >= 0.75

@@ -23,6 +23,8 @@ LAYERS = (
     {"pipelines"},
     {"evidence", "remedies"},
     {"verdict"},
+    {"uncalibrated"},
+    {"findings"},
     {"scores", "tables"},
     {"statistics", "calibration"},
     {"inversion", "perturbation", "head", "attacks"},
@@ -37,6 +39,8 @@ LAYERS = (
 APART = {
     "render": {"pipelines", "evidence", "remedies"},
     "verdict": {"torch"},
+    "uncalibrated": {"torch"},
+    "findings": {"torch"},
     "statistics": {"torch"},
     "calibration": {"torch"},
     "scores": {"torch"},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from goodnet.scores import Raw, combine, robust_index
-from goodnet.verdict import neural_cleanse
+from goodnet.uncalibrated import neural_cleanse
 
 
 def raw(rng: np.random.Generator, classes: int) -> Raw:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from goodnet import tables, verdict
+from goodnet.findings import Findings
 from goodnet.scores import Scores
-from goodnet.verdict import Findings, decide
+from goodnet.verdict import decide
 
 
 def scores(values: list[float] | np.ndarray) -> Scores:

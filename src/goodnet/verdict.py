@@ -9,20 +9,17 @@ its place, with a higher bar and no p-value.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from goodnet import tables
 from goodnet.calibration import combine, selected
+from goodnet.findings import Decision, Findings
 from goodnet.reports import TestResult, Verdict
 from goodnet.scores import Scores
-
-NEURAL_CLEANSE_THRESHOLD = 2.0
-"""Wang et al. 2019, section IV: an anomaly index above 2 names a target."""
+from goodnet.uncalibrated import FEW_CLASSES, by_index
 
 BACKDOORED, SUSPICIOUS = 0.01, 0.1
 """The p-values up to which a model is called so."""
@@ -36,76 +33,11 @@ PREFERS, WARPED = "changes prefer it", "a warp leads to it"
 WEIGHTS = {STANDS_OUT: 0.6, PERMUTED: 0.1, PREFERS: 0.15, WARPED: 0.15}
 """Shares of the error rate: most for the test that finds most."""
 
-FEW_CLASSES = 4
-"""Below this many classes no label can be an outlier among the others."""
-
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
 
 LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
-
-UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.0, 3.5
-"""Without reference models: bars for the score. Of the 37 clean models behind the tables none
-reaches the first (the highest score is 4.63), two the second."""
-
-RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
-"""The same of labels that were ranked first. Where hundreds of classes differ in how easy they are,
-the scores of a clean network rise smoothly up to the highest; a planted target stands apart. So one
-of the :data:`HEAD` highest scores must lead the next by :data:`GAP`; targets are those above."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What a scan measured, as far as the verdict looks at it.
-
-    Attributes:
-        scores: of the labels.
-        num_classes: K, of which some labels may not have been measured.
-        images: clean images that the scan could use.
-        permutation: the statistic of the permutation, NaN where it could not be taken.
-        mapping: class -> label of that permutation.
-        ranked: whether the labels are leaders of a ranking, with controls.
-        preferred: label -> margin under the change that favours it most; empty if not measured.
-    """
-
-    scores: Scores
-    num_classes: int
-    images: int
-    permutation: float = math.nan
-    mapping: Mapping[int, int] = field(default_factory=dict)
-    preferred: Mapping[int, float] = field(default_factory=dict)
-    ranked: bool = False
-
-    @property
-    def tested(self) -> int:
-        """How many labels could have been the highest: all, or those that the user asked for."""
-        return self.num_classes if self.ranked else len(self.scores.labels)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The verdict and what it rests on.
-
-    Attributes:
-        verdict: "clean" here means that nothing was found; :func:`doubts` may yet overrule it.
-        p_value: of the model; None while uncalibrated.
-        tests: behind it.
-        targets: labels that are named, the strongest first.
-        label_p: label -> p-value of its score among single labels of clean models.
-        mapping: of a permutation that was found.
-        calibration: what the p-value rests on, or why there is none.
-        reasons: in words.
-    """
-
-    verdict: Verdict
-    p_value: float | None
-    tests: list[TestResult]
-    targets: list[int]
-    label_p: dict[int, float]
-    mapping: dict[int, int]
-    calibration: str
-    reasons: list[str]
 
 
 def decide(found: Findings) -> Decision:
@@ -113,7 +45,7 @@ def decide(found: Findings) -> Decision:
     missing = tables.out_of_reach(
         found.tested, len(found.scores.labels), found.images, found.ranked
     )
-    return _by_index(found, missing) if missing else _by_p_value(found)
+    return by_index(found, missing) if missing else _by_p_value(found)
 
 
 def _by_p_value(found: Findings) -> Decision:
@@ -229,35 +161,6 @@ def _sentence(test: TestResult, found: Findings) -> str:
     )
 
 
-def _by_index(found: Findings, missing: str) -> Decision:
-    """Where no clean reference model is like this one: an index, a high bar, no p-value."""
-    scores = found.scores
-    calibration = f"uncalibrated: {missing}"
-    order = [int(i) for i in np.argsort(-scores.score, kind="stable")]
-    ranking = [(scores.labels[i], float(scores.score[i])) for i in order]
-    if found.ranked:
-        bar, suspicion = RANKED_BAR, RANKED_SUSPICION
-        leads = [a - b for (_, a), (_, b) in itertools.pairwise(ranking[: HEAD + 1])]
-        apart = max((n + 1 for n, lead in enumerate(leads) if lead >= GAP), default=0)
-        targets = [label for label, score in ranking[:apart] if score >= bar]
-        rule = f"score at least {bar:.2f}, and {GAP:g} above the next"
-    else:
-        # The median and MAD of a handful of labels are themselves chance.
-        more = 0.5 * max(0, tables.FEWEST_CLASSES - len(scores.labels))
-        bar, suspicion = UNCALIBRATED_BAR + more, UNCALIBRATED_SUSPICION + more
-        targets = [label for label, score in ranking if score >= bar]
-        rule = f"score at least {bar:.2f}"
-    suspects = [label for label, score in ranking if score >= suspicion]
-    if len(scores.labels) < FEW_CLASSES:
-        targets, suspects = [], []
-    verdict: Verdict = "backdoored" if targets else "suspicious" if suspects else "clean"
-    named = targets or suspects
-    value = dict(ranking)
-    reasons = [f"label {label}: {value[label]:.2f}; rule: {rule}; {calibration}" for label in named]
-    reasons = reasons or [f"no label reaches the rule: {rule}; {calibration}"]
-    return Decision(verdict, None, [], targets, {}, {}, calibration, reasons)
-
-
 def looks(scores: Scores, label: int) -> str:
     """Whether a named label's trigger looks planted or natural, and which channels speak for it.
 
@@ -279,20 +182,6 @@ def looks(scores: Scores, label: int) -> str:
         opinion = "natural, perhaps: no smaller patch forces it than other labels"
     heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
-
-
-def neural_cleanse(scores: Scores) -> Decision:
-    """The paper's rule: anomaly index above 2, the largest index first."""
-    index = np.nan_to_num(scores.anomaly_index, nan=-np.inf)
-    order = [int(i) for i in np.argsort(-index, kind="stable")]
-    targets = [scores.labels[i] for i in order if index[i] > NEURAL_CLEANSE_THRESHOLD]
-    value = dict(zip(scores.labels, scores.anomaly_index.tolist(), strict=True))
-    rule = "rule: anomaly index above 2 (Wang et al. 2019); a clean model is often flagged by it"
-    reasons = [f"label {label}: {value[label]:.2f}; {rule}" for label in targets]
-    reasons = reasons or [f"no label reaches the {rule}"]
-    verdict: Verdict = "backdoored" if targets else "clean"
-    calibration = "uncalibrated: the paper's rule has no error rate"
-    return Decision(verdict, None, [], targets, {}, {}, calibration, reasons)
 
 
 def skipped_words(labels: int) -> str:

@@ -9,6 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+FEWEST_JUDGED = 20
+"""Images whose class has another one: of fewer, a few coincidences would be a large share."""
+
 
 @dataclass(frozen=True)
 class ClassMap:
@@ -18,7 +21,8 @@ class ClassMap:
         statistic: of the images that change their label, how many fit a map that gives every class
             a label of its own, as a share of all; each half of the images is judged by the map of
             the other half. Near 1 under an all-to-all backdoor; lower when several classes go to
-            one label, since only one of them can have it. NaN where no class has two images.
+            one label, since only one of them can have it. NaN with fewer than
+            :data:`FEWEST_JUDGED` images of classes that have two or more.
         flipped: the share of images that change their label.
         mapping: class -> the label that most of its images get, where most of them change.
     """
@@ -37,11 +41,11 @@ def read(labels: Tensor, after: Tensor, classes: int) -> ClassMap:
         classes: K.
     """
     changed = after != labels
-    sizes = torch.bincount(labels, minlength=classes)
     flipped = float(changed.float().mean()) if len(labels) else 0.0
-    judged = sizes[labels] > 1
-    if not bool(judged.any()):
+    if not readable(labels):
         return ClassMap(math.nan, flipped)
+    sizes = torch.bincount(labels, minlength=classes)
+    judged = sizes[labels] > 1
     halves = _halves(labels)
     fitting = torch.zeros_like(changed)
     for half in (0, 1):
@@ -57,6 +61,12 @@ def read(labels: Tensor, after: Tensor, classes: int) -> ClassMap:
         if float(counts[label].max()) > 0.5 * float(sizes[label])
     }
     return ClassMap(agreed, flipped, mapping)
+
+
+def readable(labels: Tensor) -> bool:
+    """Whether images of these classes, int64 ``(n,)``, are enough to read a map from."""
+    sizes = torch.bincount(labels)
+    return int((sizes[labels] > 1).sum()) >= FEWEST_JUDGED
 
 
 def _halves(labels: Tensor) -> Tensor:

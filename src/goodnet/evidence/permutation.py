@@ -15,19 +15,21 @@ from functools import partial
 from torch import Tensor
 
 from goodnet.evidence.case import Case
-from goodnet.evidence.class_map import read
+from goodnet.evidence.class_map import read, readable
 from goodnet.evidence.untargeted import faint, small
 from goodnet.parallel import Stop, run_blocks
+from goodnet.perturbation import rows_per_chunk
 from goodnet.trigger import Trigger
 
 BUDGETS = (0.09, 0.15)
 """L2 budgets, as shares of the square root of the number of values in an image."""
 
-STARTS = 2
-"""Of a faint change, for each budget."""
+FEW_CLASSES = 20
 
-SMALL_BLOCKS, SMALL_STARTS = 3, 3
-"""Blocks of masks, and random starts in each. A planted patch is found from one start in three."""
+FEW, MANY = (4, 8), (9, 16)
+"""Random starts of a mask, and images a step: for up to :data:`FEW_CLASSES` classes, and for more.
+With 10 classes the patch of an all-to-all BadNet is found from every start, with few images; with
+43 from one start in three, or fewer."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,18 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
         held: float32 ``(n, C, H, W)`` in [0, 1], images that they are judged on.
         held_labels: int64 ``(n,)``.
     """
+    if not readable(held_labels):
+        return NOT_MEASURED
     root = math.sqrt(math.prod(case.classifier.input_shape))
     searches: list[Callable[[Stop], list[Trigger]]] = [
-        partial(_faint, case, share * root, case.seed * STARTS + start)
-        for share in BUDGETS
-        for start in range(STARTS)
+        partial(_faint, case, share * root) for share in BUDGETS
     ]
+    starts, batch = FEW if case.classifier.num_classes <= FEW_CLASSES else MANY
+    # Two blocks at least: they are what the cores share.
+    rows = min(rows_per_chunk(batch), starts // 2)
     searches += [
-        partial(_small, case, case.seed * SMALL_BLOCKS + block) for block in range(SMALL_BLOCKS)
+        partial(_small, case, min(rows, starts - first), batch, case.seed * starts + first)
+        for first in range(0, starts, rows)
     ]
 
     def measure(search: Callable[[Stop], list[Trigger]], stop: Stop) -> Permutation:
@@ -84,12 +90,13 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
     return max(found.values(), key=_order, default=NOT_MEASURED)
 
 
-def _faint(case: Case, budget: float, seed: int, stop: Stop) -> list[Trigger]:
-    return [faint(case.classifier, case.fit, case.fit_labels, budget, seed=seed, stop=stop)]
+def _faint(case: Case, budget: float, stop: Stop) -> list[Trigger]:
+    return [faint(case.classifier, case.fit, case.fit_labels, budget, seed=case.seed, stop=stop)]
 
 
-def _small(case: Case, seed: int, stop: Stop) -> list[Trigger]:
-    return small(case.classifier, case.fit, case.fit_labels, SMALL_STARTS, seed=seed, stop=stop)
+def _small(case: Case, starts: int, batch: int, seed: int, stop: Stop) -> list[Trigger]:
+    images, labels = case.fit, case.fit_labels
+    return small(case.classifier, images, labels, starts, batch=batch, seed=seed, stop=stop)
 
 
 def _judged(case: Case, trigger: Trigger, held: Tensor, held_labels: Tensor) -> Permutation:

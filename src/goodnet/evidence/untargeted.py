@@ -26,7 +26,7 @@ FAINT_STEPS, FAINT_IMAGES = 40, 32
 FAINT_SPREAD, SMALL_SPREAD = 2.0, 1.0
 """Weights of the entropy of the mean prediction, in units of the logarithm of the classes."""
 
-EPOCHS, STEPS_PER_EPOCH, BATCH = 12, 8, 16
+EPOCHS, STEPS_PER_EPOCH = 12, 8
 SUCCESS = 0.9
 """Share of images that have to leave their class before the mask is made smaller."""
 COST, MULTIPLIER = 1e-3, 1.7
@@ -72,7 +72,14 @@ def faint(
 
 
 def small(
-    classifier: Classifier, images: Tensor, labels: Tensor, starts: int, *, seed: int, stop: Stop
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    starts: int,
+    *,
+    batch: int,
+    seed: int,
+    stop: Stop,
 ) -> list[Trigger]:
     """Masks and patterns from several random starts, as small as they can be.
 
@@ -85,6 +92,7 @@ def small(
         images: float32 ``(n, C, H, W)`` in [0, 1].
         labels: int64 ``(n,)``.
         starts: how many; they go through the network together.
+        batch: images a step.
         seed: of the starts and of the mini-batches.
         stop: set from outside to give up early.
 
@@ -106,7 +114,7 @@ def small(
         for _ in range(STEPS_PER_EPOCH):
             if stop.is_set():
                 raise Stopped
-            chosen = torch.randperm(len(images), generator=generator)[:BATCH]
+            chosen = torch.randperm(len(images), generator=generator)[:batch]
             m, p = mask.sigmoid()[:, None], pattern.sigmoid()[:, None]
             stamped = ((1.0 - m) * images[chosen] + m * p).flatten(0, 1)
             own = labels[chosen].repeat(starts)

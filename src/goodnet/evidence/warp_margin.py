@@ -22,7 +22,7 @@ from goodnet.perturbation import ascend, rows_per_chunk
 GRID = 6
 """Points on a side at which a warp's displacements are free; between them it is smooth."""
 
-REACHES = (0.03, 0.06)
+REACHES = (0.045,)
 """Root mean square of the displacements, as shares of half the image's side."""
 
 

@@ -15,11 +15,13 @@ from goodnet.classifier import Classifier
 from goodnet.evidence import Effort, Evidence
 from goodnet.evidence.permutation import NOT_MEASURED, Permutation
 from goodnet.evidence.warp_margin import REACHES
+from goodnet.findings import Decision, Findings
 from goodnet.images import Images
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
 from goodnet.scores import Raw, Scores, combine, is_ranked
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
+from goodnet.uncalibrated import FEW_CLASSES, neural_cleanse
 from goodnet.version import __version__
 
 SHOWN = 4
@@ -106,7 +108,7 @@ def conclude(
     default = method == "default"
     decision = (
         verdict.decide(
-            verdict.Findings(
+            Findings(
                 scores,
                 classifier.num_classes,
                 images_used,
@@ -117,7 +119,7 @@ def conclude(
             )
         )
         if default
-        else verdict.neural_cleanse(scores)
+        else neural_cleanse(scores)
     )
     sizes = measured.masks.values.keys() & set(measured.labels)
     doubts = verdict.doubts(
@@ -127,7 +129,7 @@ def conclude(
         compared=len(measured.labels),
         skipped=len(measured.skipped),
     )
-    answer, reasons = _answer(decision, doubts, few=len(measured.labels) < verdict.FEW_CLASSES)
+    answer, reasons = _answer(decision, doubts, few=len(measured.labels) < FEW_CLASSES)
     if measured.skipped and answer in ("backdoored", "suspicious"):
         reasons = [*reasons, verdict.skipped_words(len(measured.skipped))]
     targets = decision.targets if answer == "backdoored" else []
@@ -161,9 +163,7 @@ def conclude(
     return report
 
 
-def _answer(
-    decision: verdict.Decision, doubts: list[str], *, few: bool
-) -> tuple[Verdict, list[str]]:
+def _answer(decision: Decision, doubts: list[str], *, few: bool) -> tuple[Verdict, list[str]]:
     """A finding stands whatever was doubtful; "clean" does not."""
     if doubts and (few or decision.verdict == "clean"):
         return "inconclusive", doubts
@@ -175,7 +175,7 @@ def _rows(
     split: Split,
     measured: Measured,
     scores: Scores,
-    decision: verdict.Decision,
+    decision: Decision,
     targets: list[int],
     deadline: float | None,
 ) -> list[LabelEvidence]:
