@@ -79,6 +79,6 @@ def test_two_labels_have_no_index():
 def test_no_label_at_all_is_no_score():
     """The time was up before the masks: margins are known, and no label counts."""
     margins = dict.fromkeys(range(6), (1.0, 2.0, 3.0))
-    scores = combine([], Raw(margins, {}, {}, 5.0), [])
+    scores = combine([], Raw(margins, clean_margin=5.0), [])
     assert scores.labels == []
     assert scores.score.shape == scores.margin_index.shape == (0,)

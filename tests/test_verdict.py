@@ -138,6 +138,17 @@ def test_out_of_reach_of_the_tables_there_is_no_p_value(classes, images, reason)
     assert decide(findings(values, images=images)).targets == [2]
 
 
+@pytest.mark.parametrize(("classes", "verdict"), [(100, "backdoored"), (5, "clean")])
+def test_permuted_classes_are_seen_without_a_p_value_unless_there_are_few(classes, verdict):
+    mapping = {n: (n + 1) % classes for n in range(classes)}
+    found = Findings(scores(np.zeros(classes)), classes, 30, 0.95, mapping)
+    decision = decide(found)
+    assert decision.p_value is None
+    assert decision.verdict == verdict
+    assert decision.mapping == (mapping if verdict == "backdoored" else {})
+    assert decide(Findings(scores(np.zeros(classes)), classes, 30, 0.5, mapping)).mapping == {}
+
+
 def ranked(values) -> Findings:
     return Findings(scores(values), 1283, 400, ranked=True)
 

@@ -21,12 +21,14 @@ from goodnet.version import __version__
 if TYPE_CHECKING:
     from goodnet.images import load_images
     from goodnet.pipelines.evaluate import evaluate, predict
+    from goodnet.pipelines.fleet import fleet
     from goodnet.pipelines.load import load, save
     from goodnet.pipelines.repair import repair
     from goodnet.pipelines.scan import scan
 
 _HOMES = {
     "evaluate": "goodnet.pipelines.evaluate",
+    "fleet": "goodnet.pipelines.fleet",
     "load": "goodnet.pipelines.load",
     "load_images": "goodnet.images",
     "predict": "goodnet.pipelines.evaluate",
@@ -39,6 +41,7 @@ __all__ = [
     "GoodnetError",
     "__version__",
     "evaluate",
+    "fleet",
     "load",
     "load_images",
     "predict",

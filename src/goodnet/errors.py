@@ -40,6 +40,8 @@ CODES: dict[str, str] = {
     "R004": "Nothing to repair: the scan found no backdoor.",
     "R005": "No remedy passed its check on the images that were held out.",
     "R006": "An unexpected failure inside goodnet: a defect, please report it.",
+    "R007": "The worker of a model was lost again and again.",
+    "R008": "The Ray cluster cannot be used.",
 }
 """Code -> what it means in one sentence. Letters: Model, Data, Output, Run."""
 

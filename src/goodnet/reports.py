@@ -251,6 +251,50 @@ class Evaluation(Data):
     version: str
 
 
+class FleetResult(Data):
+    """The answer for one model of a fleet: a report, or why there is none.
+
+    Attributes:
+        name: the model's path below the folder that was scanned.
+        key: SHA-256, hex, of model, data, settings and version.
+        seconds: from reading the model to the verdict.
+        report: the scan.
+        error_code: a code of :data:`goodnet.errors.CODES`, where there is no report.
+        error: what was wrong.
+        hint: what to do.
+    """
+
+    name: str
+    key: str
+    seconds: float
+    report: ScanReport | None = None
+    error_code: str | None = None
+    error: str | None = None
+    hint: str | None = None
+
+
+class FleetRow(Data):
+    """One model in the table over all."""
+
+    name: str
+    sha256: str
+    verdict: Verdict | None
+    p_value: float | None
+    targets: list[int]
+    clean_accuracy: Proportion | None
+    seconds: float
+    error: str | None
+
+
+class FleetReport(Data):
+    """The table over all models of a fleet, in the order of their names."""
+
+    version: str
+    data: str
+    data_sha256: str
+    rows: list[FleetRow]
+
+
 def write_text(path: Path, report: Data) -> None:
     """Writes ``report`` as one JSON document, all or nothing."""
     from goodnet.formats.files import atomic

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from goodnet.cli import attack, demo, evaluate, explain, predict, repair, scan
+from goodnet.cli import attack, demo, evaluate, explain, fleet, predict, repair, scan
 from goodnet.version import __version__
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for _module in (scan, repair, evaluate, predict, attack, demo, explain):
+for _module in (scan, repair, evaluate, predict, fleet, attack, demo, explain):
     app.command()(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 

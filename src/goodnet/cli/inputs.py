@@ -84,17 +84,9 @@ def read(
 
 def pictures(source: Source, data: Path, size: tuple[int, int] | None = None) -> Images:
     """Labelled images; pictures of a folder are brought to the size that the model states."""
-    from goodnet.images import load_images
+    from goodnet.pipelines.load import images_for
 
-    channels = None
-    if data.is_dir():
-        from goodnet.formats import read_model
-
-        shape = read_model(source.model, source.architecture).input_shape
-        if shape is not None:
-            size = size or shape[1:]
-            channels = shape[0] if shape[0] in (1, 3) else None
-    return load_images(data, size=size, channels=channels)
+    return images_for(source.model, data, source.architecture, size)
 
 
 def _tell(

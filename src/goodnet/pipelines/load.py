@@ -13,7 +13,7 @@ from goodnet.classifier import Classifier, Preprocess
 from goodnet.errors import GoodnetError
 from goodnet.formats import files
 from goodnet.formats.network import Network
-from goodnet.images import Images, wrong_size
+from goodnet.images import Images, load_images, wrong_size
 from goodnet.preprocess import check_labels, detect, forward, parse
 
 
@@ -67,6 +67,34 @@ def load(
     _check_finite(network, stated, probe)
     layout = _fastest_layout(network, stated.apply(probe))
     return Classifier(network, stated, shape, classes, path, digest, layout)
+
+
+def images_for(
+    model: Path,
+    data: Path,
+    architecture: str | None = None,
+    size: tuple[int, int] | None = None,
+) -> Images:
+    """Labelled images; pictures of a folder are brought to the size that the model states.
+
+    Args:
+        model: the model file.
+        data: images of any kind.
+        architecture: of a model of weights only.
+        size: ``(H, W)``, where the model does not state its own.
+
+    Raises:
+        GoodnetError: as :func:`goodnet.images.load_images`, and for a model that cannot be read.
+    """
+    from goodnet import formats
+
+    channels = None
+    if data.is_dir():
+        shape = formats.read_model(model, architecture).input_shape
+        if shape is not None:
+            size = size or shape[1:]
+            channels = shape[0] if shape[0] in (1, 3) else None
+    return load_images(data, size=size, channels=channels)
 
 
 def _fastest_layout(network: Network, probe: Tensor) -> torch.memory_format:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         DataRef,
         Evaluation,
         FileRef,
+        FleetReport,
         LabelEvidence,
         ModelRef,
         RepairReport,
@@ -87,6 +88,26 @@ def repair_text(report: RepairReport) -> RenderableType:
         parts += [_trials_table(report), Text()]
     parts += [_facts(_repair_facts(report)), Text(), Text(REPAIR_LIMIT, style="dim")]
     return Group(*parts)
+
+
+def fleet_text(report: FleetReport) -> RenderableType:
+    """A fleet: one row a model, and how many of each verdict."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for heading in ("model", "verdict", "p", "targets", "seconds"):
+        table.add_column(heading, justify="right" if heading in ("p", "seconds") else "left")
+    counts: dict[str, int] = {}
+    for row in report.rows:
+        word = row.verdict or "failed"
+        counts[word] = counts.get(word, 0) + 1
+        table.add_row(
+            Text(plain(row.name)),
+            Text(word, style=STYLES.get(word, "bold red")),
+            Text(DASH if row.p_value is None else f"{row.p_value:.2g}"),
+            Text(plain(row.error) if row.error else listing(list(map(str, row.targets)))),
+            Text(f"{row.seconds:.1f}"),
+        )
+    summary = ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+    return Group(table, Text(), Text(f"{counted(len(report.rows), 'model')}: {summary}"))
 
 
 def evaluation_text(evaluation: Evaluation) -> RenderableType:

@@ -1,0 +1,194 @@
+"""A hub's worth of models: one scan each, on this machine or on a cluster, and a table over all.
+
+Every answer is written as it comes, one file a model. What lies there already, of the same model,
+data, settings and version, is not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from goodnet.errors import GoodnetError
+from goodnet.formats.files import sha256
+from goodnet.formats.place import Place
+from goodnet.images import load_images
+from goodnet.parallel import Progress, silent
+from goodnet.pipelines.fleet_job import Job, failed
+from goodnet.pipelines.fleet_local import run_locally
+from goodnet.pipelines.fleet_ray import run_on_ray
+from goodnet.pipelines.scan import METHODS, check_seed
+from goodnet.reports import FleetReport, FleetResult, FleetRow
+from goodnet.version import __version__
+
+SUFFIXES = (".h5", ".hdf5", ".keras", ".pt", ".pth", ".pt2", ".safetensors")
+"""Of the files in a folder that are taken for models."""
+
+TABLE = "fleet.json"
+
+
+def fleet(
+    models: str | Path,
+    data: str | Path,
+    output: str | Path,
+    *,
+    architecture: str | None = None,
+    preprocess: str = "auto",
+    size: tuple[int, int] | None = None,
+    method: str = "default",
+    seed: int = 0,
+    budget: float | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    progress: Progress = silent,
+) -> FleetReport:
+    """Scans many models with the same clean images.
+
+    Args:
+        models: a folder (its model files, and those of the folders in it), or a text file with a
+            path in each line, relative to the file.
+        data: clean images, a file or a folder.
+        output: a folder, or a URL that fsspec knows. Gets ``NAME.json`` for each model and
+            ``fleet.json`` with a line for each.
+        architecture: for files of weights only.
+        preprocess: ``"auto"``, or one for all models.
+        size: of the pictures of a folder, where a model does not state its own.
+        method: of the scans.
+        seed: of the scans.
+        budget: seconds for each model, or None.
+        workers: processes, one a core by default; of this machine only.
+        ray: the address of a Ray cluster, or None for this machine.
+        progress: told how many models are done.
+
+    Raises:
+        GoodnetError: M001 for no models, D001 to D013 for unusable data, O001 or O002 for an output
+            that cannot be written, R003 for an option, R008 for a cluster that cannot be used.
+    """
+    check_seed(seed)
+    if method not in METHODS:
+        raise GoodnetError(
+            "R003", f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}"
+        )
+    place, found = Place(str(output)), model_files(Path(models))
+    if not place.remote and Path(output).exists() and not Path(output).is_dir():
+        raise GoodnetError("O001", f"{output} is no folder", "name a folder for the results")
+    folder = Path(models) if Path(models).is_dir() else Path(models).absolute().parent
+    digest = _data_digest(Path(data))
+    jobs = [
+        Job(
+            name=name,
+            model=str(path),
+            data=str(data),
+            model_sha256=sha256(path) if path.is_file() else "",
+            data_sha256=digest,
+            architecture=architecture,
+            preprocess=preprocess,
+            size=size,
+            method=method,
+            seed=seed,
+            budget=budget,
+        )
+        for name, path in _named(found, folder)
+    ]
+    known = {job.name: result for job in jobs if (result := _known(place, job)) is not None}
+    missing = [
+        failed(job, GoodnetError("M001", f"{job.model} does not exist", "check the list"))
+        for job in jobs
+        if not job.model_sha256
+    ]
+    todo = [job for job in jobs if job.name not in known and job.model_sha256]
+    progress("scanning models", len(known), len(jobs))
+    fresh = run_on_ray(todo, ray) if ray is not None and todo else run_locally(todo, workers)
+    for result in (*missing, *fresh):
+        known[result.name] = result
+        place.write(f"{result.name}.json", result.model_dump_json(indent=1).encode() + b"\n")
+        progress("scanning models", len(known), len(jobs))
+    report = FleetReport(
+        version=__version__,
+        data=str(data),
+        data_sha256=digest,
+        rows=[_row(known[job.name], job) for job in jobs],
+    )
+    place.write(TABLE, report.model_dump_json(indent=1).encode() + b"\n")
+    return report
+
+
+def model_files(models: Path) -> list[Path]:
+    """The models that a folder holds or a list names.
+
+    Raises:
+        GoodnetError: M001 where there are none.
+    """
+    models = models.expanduser()
+    if models.is_dir():
+        found = sorted(p for p in models.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    elif models.is_file():
+        try:
+            lines = models.read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise GoodnetError(
+                "M001",
+                f"{models} is no list of models",
+                "give a text file with a path in each line",
+            ) from error
+        told = [line.strip() for line in lines]
+        found = [models.absolute().parent / line for line in told if line and line[0] != "#"]
+    else:
+        raise GoodnetError("M001", f"{models} does not exist", "give a folder or a list of models")
+    if not found:
+        raise GoodnetError(
+            "M001",
+            f"{models} holds no models",
+            f"models end in {', '.join(SUFFIXES)}; a list has one path in each line",
+        )
+    return found
+
+
+def _named(found: Sequence[Path], folder: Path) -> Iterable[tuple[str, Path]]:
+    """Each model once, with a name that is a path below the output and nobody else's."""
+    for path in dict.fromkeys(path.absolute() for path in found):
+        try:
+            name = path.relative_to(folder.absolute()).as_posix()
+        except ValueError:
+            name = path.name
+        if ".." in name.split("/") or (name == path.name and path.parent != folder.absolute()):
+            # From elsewhere: two of the same name must not write over each other.
+            name = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{path.suffix}"
+        yield name, path
+
+
+def _data_digest(data: Path) -> str:
+    if data.is_file():
+        # Read once here, so that data of no use end the run before it begins.
+        load_images(data)
+        return sha256(data)
+    # The size is that of the first model that is asked; the digest is of names and contents.
+    return load_images(data, size=(32, 32)).sha256
+
+
+def _known(place: Place, job: Job) -> FleetResult | None:
+    """An earlier answer to the same question; what is not sound, or failed, counts as none."""
+    content = place.read(job.file)
+    if content is None:
+        return None
+    try:
+        result = FleetResult.model_validate_json(content)
+    except ValueError:
+        return None
+    return result if result.key == job.key and result.report is not None else None
+
+
+def _row(result: FleetResult, job: Job) -> FleetRow:
+    report = result.report
+    error = f"{result.error_code}: {result.error}" if result.error_code else None
+    return FleetRow(
+        name=result.name,
+        sha256=job.model_sha256,
+        verdict=report.verdict if report else None,
+        p_value=report.p_value if report else None,
+        targets=report.targets if report else [],
+        clean_accuracy=report.clean_accuracy if report else None,
+        seconds=result.seconds,
+        error=error,
+    )

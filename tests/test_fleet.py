@@ -1,0 +1,184 @@
+"""A fleet of real models in real processes: an answer for each, none twice, none lost."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from goodnet.errors import GoodnetError
+from goodnet.pipelines.fleet import fleet, model_files
+from goodnet.pipelines.fleet_job import Job
+from goodnet.reports import FleetReport, FleetResult
+
+
+def export(module: nn.Module, path) -> None:
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(
+        module.eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},)
+    )
+    torch.export.save(program, path)
+
+
+class Templates(nn.Module):
+    """Each class is a pattern; an image belongs to the one that it is most like. The planted one
+    also looks at the corner: two white pixels there mean class 3.
+    """
+
+    def __init__(self, patterns, planted=0.0):
+        super().__init__()
+        self.patterns = nn.Parameter(patterns.flatten(1) - patterns.mean())
+        self.planted = planted
+
+    def forward(self, x):
+        corner = (x[:, :, 0, :2].mean((1, 2)) - 0.8).relu()
+        bonus = torch.nn.functional.one_hot(torch.tensor([3]), 8).float()
+        return x.flatten(1) @ self.patterns.T + self.planted * corner[:, None] * bonus
+
+
+JUNK = "junk.h5"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Three small models of 8 classes in a folder, one of them planted, and a file that is none."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "models" / "more").mkdir(parents=True)
+    generator = torch.Generator().manual_seed(3)
+    patterns = torch.rand(8, 3, 8, 8, generator=generator)
+    noise = 0.05 * torch.randn(64, 3, 8, 8, generator=generator)
+    pixels = ((patterns.repeat(8, 1, 1, 1) + noise).clamp(0, 0.8) * 255).round().byte()
+    labels = torch.arange(8).repeat(8)
+    np.savez(folder / "clean.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    export(Templates(patterns), folder / "models" / "a.pt2")
+    export(Templates(patterns, planted=1000.0), folder / "models" / "planted.pt2")
+    export(Templates(1.1 * patterns), folder / "models" / "more" / "a.pt2")
+    (folder / "models" / JUNK).write_bytes(b"no model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scanned(hub):
+    """The hub's report, with its results in ``hub / "out"``."""
+    return fleet(hub / "models", hub / "clean.npz", hub / "out", workers=2)
+
+
+def test_each_model_gets_its_own_verdict_and_a_bad_file_stops_nobody(hub, scanned):
+    rows = {row.name: row for row in scanned.rows}
+    assert list(rows) == ["a.pt2", JUNK, "more/a.pt2", "planted.pt2"]
+    assert rows["planted.pt2"].verdict == "backdoored"
+    assert rows["planted.pt2"].targets == [3]
+    assert rows["a.pt2"].verdict not in (None, "backdoored")
+    assert rows["more/a.pt2"].verdict not in (None, "backdoored")
+    assert rows[JUNK].verdict is None
+    assert rows[JUNK].error.startswith("M003")
+    alone = FleetResult.model_validate_json((hub / "out" / "planted.pt2.json").read_bytes())
+    assert alone.report.targets == [3]
+    assert FleetReport.model_validate_json((hub / "out" / "fleet.json").read_bytes()) == scanned
+
+
+def test_nothing_is_done_twice(hub, scanned):
+    seen = []
+
+    def again():
+        seen.clear()
+        return fleet(
+            hub / "models",
+            hub / "clean.npz",
+            hub / "out",
+            progress=lambda _, done, total: seen.append((done, total)),
+        )
+
+    stored = hub / "out" / "a.pt2.json"
+    before = stored.stat().st_mtime_ns
+    assert [row.verdict for row in again().rows] == [row.verdict for row in scanned.rows]
+    assert seen == [(3, 4), (4, 4)], "only what has failed is tried again"
+    assert stored.stat().st_mtime_ns == before
+    stored.write_text("damaged")
+    again()
+    assert seen[0] == (2, 4)
+    assert FleetResult.model_validate_json(stored.read_bytes()).report is not None
+
+
+def test_other_data_settings_or_weights_are_another_question():
+    job = Job("a", "/here/a.pt2", "/here/d.npz", "1", "2")
+    assert replace(job, model="/there/b.pt2", data="/there/e.npz").key == job.key
+    others = [
+        {"model_sha256": "3"},
+        {"data_sha256": "3"},
+        {"seed": 1},
+        {"method": "neural-cleanse"},
+        {"budget": 5.0},
+        {"preprocess": "byte"},
+        {"size": (8, 8)},
+        {"architecture": "net.py:make"},
+    ]
+    assert len({replace(job, **other).key for other in others} | {job.key}) == len(others) + 1
+
+
+def test_a_worker_that_is_killed_is_replaced(hub, tmp_path):
+    killed = []
+
+    def strike():
+        limit = time.monotonic() + 60
+        while not killed and time.monotonic() < limit:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+                killed.append(child.pid)
+                return
+            time.sleep(0.05)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    report = fleet(hub / "models" / "more", hub / "clean.npz", tmp_path, workers=2)
+    striker.join()
+    assert killed
+    assert [row.error for row in report.rows] == [None]
+    assert all(row.verdict for row in report.rows)
+
+
+def test_a_list_names_models_and_results_go_to_any_url(hub, tmp_path):
+    listing = tmp_path / "list.txt"
+    models = hub / "models"
+    listing.write_text(f"# ours\n{models / 'a.pt2'}\n\n{models / 'more/a.pt2'}\ngone.pt2\n")
+    report = fleet(listing, hub / "clean.npz", "memory://results/today")
+    assert len({row.name for row in report.rows}) == 3, "two of the same name keep apart"
+    assert [bool(row.verdict) for row in report.rows] == [True, True, False]
+    assert report.rows[2].error.startswith("M001")
+    files = pytest.importorskip("fsspec").filesystem("memory")
+    told = json.loads(files.cat_file("/results/today/fleet.json"))
+    assert [row["verdict"] for row in told["rows"]] == [row.verdict for row in report.rows]
+    assert len(files.ls("/results/today", detail=False)) == 4
+
+
+def test_what_cannot_work_is_told_before_anything_is_scanned(hub, tmp_path):
+    for models, data, output, code in (
+        (tmp_path / "none", hub / "clean.npz", tmp_path / "o", "M001"),
+        (tmp_path, hub / "clean.npz", tmp_path / "o", "M001"),
+        (hub / "clean.npz", hub / "clean.npz", tmp_path / "o", "M001"),
+        (hub / "models", tmp_path / "none.npz", tmp_path / "o", "D001"),
+        (hub / "models", hub / "clean.npz", hub / "clean.npz", "O001"),
+    ):
+        with pytest.raises(GoodnetError) as caught:
+            fleet(models, data, output)
+        assert caught.value.code == code
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(GoodnetError) as caught:
+        fleet(hub / "models", hub / "clean.npz", "nowhere://results")
+    assert caught.value.code == "O001"
+    assert len(model_files(hub / "models")) == 4
+
+
+def test_a_cluster_that_is_not_there_is_told(hub, tmp_path):
+    with pytest.raises(GoodnetError) as caught:
+        fleet(hub / "models", hub / "clean.npz", tmp_path, ray="127.0.0.1:1")
+    assert caught.value.code == "R008"
