@@ -12,7 +12,7 @@ import numpy as np
 
 from goodnet.evidence import CHANNELS, Case, Effort
 
-LEADERS, CONTROLS = 12, 28
+LEADERS, CONTROLS = 12, 20
 """Labels that are measured in full: the best ranked, and random ones that say what is usual."""
 
 GLANCE = Effort(
