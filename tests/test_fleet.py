@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -61,7 +62,8 @@ def hub(tmp_path_factory):
     np.savez(folder / "clean.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
     export(Templates(patterns), folder / "models" / "a.pt2")
     export(Templates(patterns, planted=1000.0), folder / "models" / "planted.pt2")
-    export(Templates(1.1 * patterns), folder / "models" / "more" / "a.pt2")
+    # The same file twice, under a name that a pattern of file names would read otherwise.
+    shutil.copy(folder / "models" / "a.pt2", folder / "models" / "more" / "a[1].pt2")
     (folder / "models" / JUNK).write_bytes(b"no model")
     return folder
 
@@ -74,11 +76,11 @@ def scanned(hub):
 
 def test_each_model_gets_its_own_verdict_and_a_bad_file_stops_nobody(hub, scanned):
     rows = {row.name: row for row in scanned.rows}
-    assert list(rows) == ["a.pt2", JUNK, "more/a.pt2", "planted.pt2"]
+    assert list(rows) == ["a.pt2", JUNK, "more/a[1].pt2", "planted.pt2"]
     assert rows["planted.pt2"].verdict == "backdoored"
     assert rows["planted.pt2"].targets == [3]
     assert rows["a.pt2"].verdict not in (None, "backdoored")
-    assert rows["more/a.pt2"].verdict not in (None, "backdoored")
+    assert rows["more/a[1].pt2"].verdict not in (None, "backdoored")
     assert rows[JUNK].verdict is None
     assert rows[JUNK].error.startswith("M003")
     alone = FleetResult.model_validate_json((hub / "out" / "planted.pt2.json").read_bytes())
@@ -109,9 +111,44 @@ def test_nothing_is_done_twice(hub, scanned):
     assert FleetResult.model_validate_json(stored.read_bytes()).report is not None
 
 
+def test_what_was_answered_before_an_interruption_is_there_afterwards(hub, scanned, tmp_path):
+    """Each result is written as it comes, not when all are there."""
+    out = tmp_path / "out"
+
+    class Enough(Exception):  # noqa: N818 - stands for a power failure
+        pass
+
+    def stop(stage, done, total):
+        if done == 1:
+            raise Enough
+
+    models = hub / "models" / "more"
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{models / 'a[1].pt2'}\n{hub / 'models' / 'a.pt2'}\n")
+    with pytest.raises(Enough):
+        fleet(listing, hub / "clean.npz", out, workers=1, progress=stop)
+    assert [path.name for path in out.iterdir()] == ["a[1].pt2.json"]
+    assert not multiprocessing.active_children()
+
+
+def test_a_model_that_is_away_does_not_cost_its_answer(hub, scanned, tmp_path):
+    out, share = tmp_path / "out", tmp_path / "share"
+    shutil.copytree(hub / "out", out)
+    before = (out / "a.pt2.json").read_bytes()
+    listing = share / "list.txt"
+    share.mkdir()
+    listing.write_text("a.pt2\n")
+    report = fleet(listing, hub / "clean.npz", out)
+    assert report.rows[0].error.startswith("M001")
+    assert (out / "a.pt2.json").read_bytes() == before
+    shutil.copy(hub / "models" / "a.pt2", share / "a.pt2")
+    assert fleet(listing, hub / "clean.npz", out).rows[0].verdict == scanned.rows[0].verdict
+
+
 def test_other_data_settings_or_weights_are_another_question():
-    job = Job("a", "/here/a.pt2", "/here/d.npz", "1", "2")
-    assert replace(job, model="/there/b.pt2", data="/there/e.npz").key == job.key
+    job = Job("a", "a.json", "/here/a.pt2", "/here/d.npz", "1", "2")
+    moved = replace(job, name="b", file="b.json", model="/there/b.pt2", data="/there/e.npz")
+    assert moved.key == job.key
     others = [
         {"model_sha256": "3"},
         {"data_sha256": "3"},
@@ -121,6 +158,7 @@ def test_other_data_settings_or_weights_are_another_question():
         {"preprocess": "byte"},
         {"size": (8, 8)},
         {"architecture": "net.py:make"},
+        {"architecture_sha256": "3"},
     ]
     assert len({replace(job, **other).key for other in others} | {job.key}) == len(others) + 1
 
@@ -147,17 +185,22 @@ def test_a_worker_that_is_killed_is_replaced(hub, tmp_path):
 
 
 def test_a_list_names_models_and_results_go_to_any_url(hub, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
     listing = tmp_path / "list.txt"
     models = hub / "models"
-    listing.write_text(f"# ours\n{models / 'a.pt2'}\n\n{models / 'more/a.pt2'}\ngone.pt2\n")
+    listing.write_text(f"# ours\n{models / 'a.pt2'}\n\n{models / 'more/a[1].pt2'}\ngone.pt2\n")
     report = fleet(listing, hub / "clean.npz", "memory://results/today")
     assert len({row.name for row in report.rows}) == 3, "two of the same name keep apart"
     assert [bool(row.verdict) for row in report.rows] == [True, True, False]
     assert report.rows[2].error.startswith("M001")
-    files = pytest.importorskip("fsspec").filesystem("memory")
+    files = fsspec.filesystem("memory")
     told = json.loads(files.cat_file("/results/today/fleet.json"))
     assert [row["verdict"] for row in told["rows"]] == [row.verdict for row in report.rows]
-    assert len(files.ls("/results/today", detail=False)) == 4
+    assert sorted(path.rpartition("/")[2] for path in files.ls("/results/today", detail=False)) == [
+        "a.pt2.json",
+        "a[1].pt2.json",
+        "fleet.json",
+    ]
 
 
 def test_what_cannot_work_is_told_before_anything_is_scanned(hub, tmp_path):
@@ -179,6 +222,7 @@ def test_what_cannot_work_is_told_before_anything_is_scanned(hub, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_told(hub, tmp_path):
+    """Nor Ray itself, where the extra is not installed."""
     with pytest.raises(GoodnetError) as caught:
         fleet(hub / "models", hub / "clean.npz", tmp_path, ray="127.0.0.1:1")
     assert caught.value.code == "R008"

@@ -220,15 +220,14 @@ def test_a_budget_that_suffices_changes_nothing(badnet, undisturbed, tmp_path):
     assert answer(report) == answer(undisturbed)
 
 
-@pytest.mark.parametrize("seconds", [0.001, 0.4])
 def test_labels_skipped_for_want_of_time_are_measured_by_the_next_run(
-    badnet, undisturbed, tmp_path, seconds
+    badnet, undisturbed, tmp_path
 ):
     classifier, state = load(badnet.module, badnet.clean), tmp_path / "state"
     options = {"labels": LABELS, "seed": 4, "state": state, "workers": 1}
-    # The margins are there already: the budget ends among the masks, however slow the machine is.
+    # The margins are there already, and there is no time for a single mask.
     interrupted(classifier, badnet.clean, state)
-    first = scan(classifier, badnet.clean, budget=seconds, **options)
+    first = scan(classifier, badnet.clean, budget=0.001, **options)
     first.forget()
     assert first.verdict in ("inconclusive", "backdoored", "suspicious")
     assert first.settings["skipped"]

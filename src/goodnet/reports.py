@@ -287,7 +287,7 @@ class FleetRow(Data):
 
 
 class FleetReport(Data):
-    """The table over all models of a fleet, in the order of their names."""
+    """The table over all models of a fleet, in the order of the folder or the list."""
 
     version: str
     data: str

@@ -117,8 +117,8 @@ def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
 
     Args:
         num_classes: K of the model that is judged.
-        ranked: whether the score is that of labels that were ranked first. The two other statistics
-            are held against all models that were not: those of many classes do not come near them.
+        ranked: whether the score is that of labels that were ranked first. The other statistics are
+            held against all models that were not: those of many classes do not come near them.
     """
     models = [model for model in shipped().models if not model.ranked]
     alike = _alike(num_classes, ranked)

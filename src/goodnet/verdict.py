@@ -190,7 +190,13 @@ def skipped_words(labels: int) -> str:
 
 
 def doubts(
-    *, images: int, measured: int, wanted: int, compared: int, skipped: int = 0
+    *,
+    images: int,
+    measured: int,
+    wanted: int,
+    compared: int,
+    skipped: int = 0,
+    cut_off: bool = False,
 ) -> list[str]:
     """Why "no evidence" would not be an honest answer; empty if it would.
 
@@ -200,6 +206,7 @@ def doubts(
         wanted: labels that should have one.
         compared: labels that were measured; with 2 there is nothing to be an outlier of.
         skipped: labels that there was no time for.
+        cut_off: whether there was no time for all of the search for permuted classes.
     """
     found = []
     if images < FEW_IMAGES:
@@ -208,6 +215,8 @@ def doubts(
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
     if skipped:
         found.append(skipped_words(skipped))
+    if cut_off:
+        found.append("the search for permuted classes was cut short: the budget of time was spent")
     if compared < FEW_CLASSES:
         found.append(f"with {compared} labels none can be an outlier among the others")
     return found

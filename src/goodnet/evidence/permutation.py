@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -41,12 +41,14 @@ class Permutation:
         flipped: the share of images that change their label.
         mapping: class -> the label that most of its images get, where most of them change.
         trigger: None where nothing was measured.
+        cut_off: whether there was no time for all of the search.
     """
 
     statistic: float
     flipped: float
     mapping: dict[int, int] = field(default_factory=dict)
     trigger: Trigger | None = None
+    cut_off: bool = False
 
 
 NOT_MEASURED = Permutation(math.nan, math.nan)
@@ -87,7 +89,8 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
         progress=case.progress,
         deadline=case.deadline,
     )
-    return max(found.values(), key=_order, default=NOT_MEASURED)
+    best = max(found.values(), key=_order, default=NOT_MEASURED)
+    return replace(best, cut_off=len(found) < len(searches))
 
 
 def _faint(case: Case, budget: float, stop: Stop) -> list[Trigger]:

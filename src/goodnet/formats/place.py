@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from typing import Any
 from goodnet.errors import GoodnetError
 from goodnet.formats.files import atomic
 
+HERE = "file://"
+
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of files that appear complete or not at all.
+    """A folder of files that appear complete or not at all, as far as the storage behind a URL does
+    that (stores of objects do).
 
     Attributes:
         root: a path, or a URL with ``://`` in it.
@@ -22,8 +27,35 @@ class Place:
 
     @property
     def remote(self) -> bool:
-        """Whether it is a URL."""
-        return "://" in self.root
+        """Whether it is a URL of somewhere else."""
+        return "://" in self.root and not self.root.startswith(HERE)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root.removeprefix(HERE)).expanduser()
+
+    def check(self) -> None:
+        """Makes sure that it can be written to, before the long work begins.
+
+        Raises:
+            GoodnetError: O001 or O002 when it cannot.
+        """
+        if self.remote:
+            files, folder = self._remote()
+            try:
+                files.makedirs(folder, exist_ok=True)
+            except Exception as error:  # what a storage service raises is its own
+                raise self._failed(error) from error
+            return
+        there = self._folder.absolute()
+        try:
+            while not there.exists():
+                there = there.parent
+            # Root passes every test of permissions; only writing shows a read-only file system.
+            with tempfile.TemporaryFile(dir=there, prefix=".goodnet-"):
+                pass
+        except OSError as error:
+            raise _local(self._folder, error) from error
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none.
@@ -32,14 +64,17 @@ class Place:
             GoodnetError: O001 when the place cannot be reached.
         """
         if not self.remote:
-            path = Path(self.root).expanduser() / name
-            return path.read_bytes() if path.is_file() else None
+            path = self._folder / name
+            try:
+                return path.read_bytes() if path.is_file() else None
+            except OSError as error:
+                raise _local(path, error) from error
         files, folder = self._remote()
         try:
             content: bytes = files.cat_file(f"{folder}/{name}")
         except FileNotFoundError:
             return None
-        except Exception as error:  # what a storage service raises is its own
+        except Exception as error:
             raise self._failed(error) from error
         return content
 
@@ -50,16 +85,12 @@ class Place:
             GoodnetError: O001 or O002 when it cannot be written.
         """
         if not self.remote:
-            with atomic(Path(self.root).expanduser() / name) as temporary:
+            with atomic(self._folder / name) as temporary:
                 temporary.write_bytes(content)
             return
         files, folder = self._remote()
-        path = f"{folder}/{name}"
         try:
-            # A store of objects has no folders and no half-written ones; a file system has both.
-            files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            files.pipe_file(f"{path}.part", content)
-            files.mv(f"{path}.part", path)
+            files.pipe_file(f"{folder}/{name}", content)
         except Exception as error:
             raise self._failed(error) from error
 
@@ -83,3 +114,15 @@ class Place:
         return GoodnetError(
             "O001", f"cannot use {self.root}: {reason[:200]}", "check the URL and your access to it"
         )
+
+
+def _local(path: Path, error: OSError) -> GoodnetError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return GoodnetError(
+            "O002", f"the disk is full: {path}", "free some space, or name another place"
+        )
+    return GoodnetError(
+        "O001",
+        f"cannot use {path}: {error.strerror or error}",
+        "choose a folder that you may write to",
+    )

@@ -128,6 +128,7 @@ def conclude(
         wanted=len(measured.labels),
         compared=len(measured.labels),
         skipped=len(measured.skipped),
+        cut_off=measured.permutation.cut_off,
     )
     answer, reasons = _answer(decision, doubts, few=len(measured.labels) < FEW_CLASSES)
     if measured.skipped and answer in ("backdoored", "suspicious"):

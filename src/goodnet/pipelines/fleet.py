@@ -6,8 +6,11 @@ data, settings and version, is not done again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from goodnet.errors import GoodnetError
@@ -45,12 +48,15 @@ def fleet(
 ) -> FleetReport:
     """Scans many models with the same clean images.
 
+    Each model is scanned in a process that is started for it: in a script of yours the call belongs
+    under ``if __name__ == "__main__":``, as with :mod:`multiprocessing`.
+
     Args:
         models: a folder (its model files, and those of the folders in it), or a text file with a
             path in each line, relative to the file.
         data: clean images, a file or a folder.
-        output: a folder, or a URL that fsspec knows. Gets ``NAME.json`` for each model and
-            ``fleet.json`` with a line for each.
+        output: a folder, or a URL that fsspec knows. Gets ``NAME.json`` for each model
+            (``/`` in a name becomes ``__``) and ``fleet.json`` with a line for each.
         architecture: for files of weights only.
         preprocess: ``"auto"``, or one for all models.
         size: of the pictures of a folder, where a model does not state its own.
@@ -70,45 +76,58 @@ def fleet(
         raise GoodnetError(
             "R003", f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}"
         )
+    if workers is not None and workers < 1:
+        raise GoodnetError("R003", f"{workers} workers can do nothing", "give 1 or more")
     place, found = Place(str(output)), model_files(Path(models))
     if not place.remote and Path(output).exists() and not Path(output).is_dir():
         raise GoodnetError("O001", f"{output} is no folder", "name a folder for the results")
-    folder = Path(models) if Path(models).is_dir() else Path(models).absolute().parent
+    base = Path(models) if Path(models).is_dir() else Path(models).absolute().parent
     digest = _data_digest(Path(data))
+    place.check()
+    plan = Job(
+        name="",
+        file="",
+        model="",
+        data=str(data),
+        model_sha256="",
+        data_sha256=digest,
+        architecture=architecture,
+        architecture_sha256=_digest(Path(architecture.rpartition(":")[0])) if architecture else "",
+        preprocess=preprocess,
+        size=size,
+        method=method,
+        seed=seed,
+        budget=budget,
+    )
     jobs = [
-        Job(
-            name=name,
-            model=str(path),
-            data=str(data),
-            model_sha256=sha256(path) if path.is_file() else "",
-            data_sha256=digest,
-            architecture=architecture,
-            preprocess=preprocess,
-            size=size,
-            method=method,
-            seed=seed,
-            budget=budget,
-        )
-        for name, path in _named(found, folder)
+        replace(plan, name=name, file=file, model=str(path), model_sha256=_digest(path))
+        for name, file, path in _named(found, base)
     ]
-    known = {job.name: result for job in jobs if (result := _known(place, job)) is not None}
-    missing = [
-        failed(job, GoodnetError("M001", f"{job.model} does not exist", "check the list"))
-        for job in jobs
-        if not job.model_sha256
-    ]
-    todo = [job for job in jobs if job.name not in known and job.model_sha256]
+    known: dict[str, FleetResult] = {}
+    todo = []
+    for job in jobs:
+        result = _known(place, job) if job.model_sha256 else None
+        if result is not None:
+            known[job.file] = result
+        elif job.model_sha256:
+            todo.append(job)
+        else:
+            # Not written: it may be away for a moment, and an earlier answer is still good.
+            absent = GoodnetError("M001", f"{job.model} cannot be read", "check the path")
+            known[job.file] = failed(job, absent)
     progress("scanning models", len(known), len(jobs))
-    fresh = run_on_ray(todo, ray) if ray is not None and todo else run_locally(todo, workers)
-    for result in (*missing, *fresh):
-        known[result.name] = result
-        place.write(f"{result.name}.json", result.model_dump_json(indent=1).encode() + b"\n")
-        progress("scanning models", len(known), len(jobs))
+    workforce = run_on_ray(todo, ray) if ray is not None and todo else run_locally(todo, workers)
+    # Closed at once when a result cannot be written: nobody waits for the answers of the others.
+    with contextlib.closing(workforce) as answers:
+        for job, result in answers:
+            known[job.file] = result
+            place.write(job.file, result.model_dump_json(indent=1).encode() + b"\n")
+            progress("scanning models", len(known), len(jobs))
     report = FleetReport(
         version=__version__,
         data=str(data),
         data_sha256=digest,
-        rows=[_row(known[job.name], job) for job in jobs],
+        rows=[_row(known[job.file], job) for job in jobs],
     )
     place.write(TABLE, report.model_dump_json(indent=1).encode() + b"\n")
     return report
@@ -145,17 +164,31 @@ def model_files(models: Path) -> list[Path]:
     return found
 
 
-def _named(found: Sequence[Path], folder: Path) -> Iterable[tuple[str, Path]]:
-    """Each model once, with a name that is a path below the output and nobody else's."""
+def _named(found: Sequence[Path], base: Path) -> Iterator[tuple[str, str, Path]]:
+    """Each model once: its name, the file of its result, its path.
+
+    Names are paths below ``base`` as far as they are; files lie side by side, and no two are alike.
+    """
+    taken = {TABLE}
     for path in dict.fromkeys(path.absolute() for path in found):
-        try:
-            name = path.relative_to(folder.absolute()).as_posix()
-        except ValueError:
-            name = path.name
-        if ".." in name.split("/") or (name == path.name and path.parent != folder.absolute()):
-            # From elsewhere: two of the same name must not write over each other.
-            name = f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}{path.suffix}"
-        yield name, path
+        inside = path.is_relative_to(base.absolute()) and ".." not in path.parts
+        name = path.relative_to(base.absolute()).as_posix() if inside else path.name
+        # A file system holds names that are no text.
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")
+        file = f"{name.replace('/', '__')}.json"
+        if file in taken:
+            mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+            name, file = f"{name} ({mark})", f"{file.removesuffix('.json')}-{mark}.json"
+        taken.add(file)
+        yield name, file, path
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, hex; empty where it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
 
 
 def _data_digest(data: Path) -> str:

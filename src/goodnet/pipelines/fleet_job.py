@@ -18,12 +18,14 @@ class Job:
     """A scan to be done.
 
     Attributes:
-        name: of the result: the model's path below the folder that was given.
+        name: the model's path below the folder that was given.
+        file: that its result gets, below the output.
         model: the model file.
         data: clean images: a file or a folder.
         model_sha256: of the model file, hex.
         data_sha256: of the data, hex.
         architecture: for weights only, ``FILE.py:FUNCTION``; None otherwise.
+        architecture_sha256: of that file, hex.
         preprocess: ``"auto"`` or a name.
         size: that the pictures of a folder are brought to; None for what the model states.
         method: of the scan.
@@ -32,11 +34,13 @@ class Job:
     """
 
     name: str
+    file: str
     model: str
     data: str
     model_sha256: str
     data_sha256: str
     architecture: str | None = None
+    architecture_sha256: str = ""
     preprocess: str = "auto"
     size: tuple[int, int] | None = None
     method: str = "default"
@@ -46,13 +50,9 @@ class Job:
     @property
     def key(self) -> str:
         """SHA-256, hex, of all that the answer depends on; not of where the files lie."""
-        told = {k: v for k, v in asdict(self).items() if k not in ("name", "model", "data")}
+        places = ("name", "file", "model", "data")
+        told = {k: v for k, v in asdict(self).items() if k not in places}
         return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()
-
-    @property
-    def file(self) -> str:
-        """The name of the result's file."""
-        return f"{self.name}.json"
 
 
 def scan_job(job: Job) -> FleetResult:
@@ -66,6 +66,12 @@ def scan_job(job: Job) -> FleetResult:
         classifier = load(
             job.model, images, architecture=job.architecture, preprocess=job.preprocess
         )
+        if (classifier.sha256, images.sha256) != (job.model_sha256, job.data_sha256):
+            raise GoodnetError(
+                "R002",
+                f"{job.name} or the data are not what they were when the fleet set out",
+                "run the fleet again",
+            )
         report = scan(
             classifier, images, method=job.method, seed=job.seed, workers=1, budget=job.budget
         )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
 import signal
 import tempfile
+import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import torch
 
 from goodnet.errors import GoodnetError
 from goodnet.parallel import cores
@@ -31,9 +37,17 @@ class _Run:
     answer: Path
     turn: int
 
+    def result(self) -> FleetResult | None:
+        """What the process has answered; None if it ended without."""
+        self.process.join()
+        try:
+            return FleetResult.model_validate_json(self.answer.read_bytes())
+        except (OSError, ValueError):
+            return None
 
-def run_locally(jobs: Sequence[Job], workers: int | None) -> Iterator[FleetResult]:
-    """The answers, as they come.
+
+def run_locally(jobs: Sequence[Job], workers: int | None) -> Generator[tuple[Job, FleetResult]]:
+    """Jobs with their answers, as they come.
 
     Args:
         jobs: in the order in which they are begun.
@@ -46,23 +60,26 @@ def run_locally(jobs: Sequence[Job], workers: int | None) -> Iterator[FleetResul
     start = multiprocessing.get_context("spawn")
     waiting = deque((job, 1) for job in jobs)
     running: list[_Run] = []
+    numbers = itertools.count()
     with tempfile.TemporaryDirectory(prefix="goodnet-fleet-") as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < (workers or cores()):
                     job, turn = waiting.popleft()
-                    answer = Path(folder) / f"{job.key}.json"
+                    # Two models may be the same file: each has an answer of its own.
+                    answer = Path(folder) / f"{next(numbers)}.json"
                     process = start.Process(target=_child, args=(job, str(answer)), daemon=True)
-                    process.start()
+                    with _deaf_to_interrupts():
+                        process.start()
                     running.append(_Run(job, process, answer, turn))
                 connection.wait([run.process.sentinel for run in running])
                 for run in [run for run in running if not run.process.is_alive()]:
                     running.remove(run)
-                    result = _answer(run)
+                    result = run.result()
                     if result is None and run.turn < TRIES:
                         waiting.append((run.job, run.turn + 1))
                     else:
-                        yield result or _lost(run)
+                        yield run.job, result or _lost(run)
         finally:
             for run in running:
                 run.process.kill()
@@ -71,18 +88,26 @@ def run_locally(jobs: Sequence[Job], workers: int | None) -> Iterator[FleetResul
 
 def _child(job: Job, answer: str) -> None:
     """Runs in the new process."""
-    # Ctrl-C reaches every process of a terminal; the one that started this one ends it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
+    # What the user's own code prints must not get among the results.
+    os.dup2(2, 1)
+    torch.set_num_threads(1)
     write_text(Path(answer), scan_job(job))
 
 
-def _answer(run: _Run) -> FleetResult | None:
-    run.process.join()
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal: a process that is started here inherits that it
+    does not listen, and is ended by the one that started it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return FleetResult.model_validate_json(run.answer.read_bytes())
-    except (OSError, ValueError):
-        return None
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lost(run: _Run) -> FleetResult:

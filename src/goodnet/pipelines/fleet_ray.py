@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from goodnet.pipelines.fleet_job import Job, failed, scan_job
 from goodnet.reports import FleetResult
 
 TRIES = 5
-"""How often Ray begins a task again whose worker or node was lost."""
+"""How often Ray begins a task again whose worker or node was lost. For tasks that were ended for
+want of memory a cluster has a number of its own (``RAY_task_oom_retries`` where it is started)."""
+
+AHEAD = 2
+"""Tasks that are sent for each core of the cluster."""
 
 
-def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[FleetResult]:
-    """The answers, as they come.
+def run_on_ray(jobs: Sequence[Job], address: str) -> Generator[tuple[Job, FleetResult]]:
+    """Jobs with their answers, as they come.
 
     Model and data travel with the task: the nodes need goodnet, but none of the driver's files,
     unless the data are a folder or there is an ``architecture``; those paths must be theirs, too.
@@ -29,32 +34,49 @@ def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[FleetResult]:
     Raises:
         GoodnetError: R008 without Ray, or when the cluster does not answer.
     """
-    ray = _connect(address)
+    ray, ours = _connect(address)
     try:
         remote = ray.remote(num_cpus=1, max_retries=TRIES)(_task)
         shipped: dict[str, Any] = {}
-        waiting = {}
-        for job in jobs:
-            if job.data not in shipped:
-                path = Path(job.data)
-                shipped[job.data] = ray.put(path.read_bytes() if path.is_file() else None)
-            task = remote.remote(job, Path(job.model).read_bytes(), shipped[job.data])
-            waiting[task] = job
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1)
+        queue = deque(jobs)
+        waiting: dict[Any, Job] = {}
+        # A cluster that grows is filled as it grows; a hub's models are not all sent at once.
+        while queue or waiting:
+            while queue and len(waiting) < AHEAD * max(
+                1, int(ray.cluster_resources().get("CPU", 1))
+            ):
+                job = queue.popleft()
+                try:
+                    if job.data not in shipped:
+                        shipped[job.data] = ray.put(_content(Path(job.data)))
+                    model = Path(job.model).read_bytes()
+                except OSError as error:
+                    yield job, failed(job, GoodnetError("M001", str(error), "check the file"))
+                    continue
+                waiting[remote.remote(job, model, shipped[job.data])] = job
+            done, _ = ray.wait(list(waiting), num_returns=1) if waiting else ([], [])
             for task in done:
-                yield _answer(ray, task, waiting.pop(task))
+                job = waiting.pop(task)
+                yield job, _answer(ray, task, job)
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
-def _connect(address: str) -> Any:
+def _content(data: Path) -> bytes | None:
+    return data.read_bytes() if data.is_file() else None
+
+
+def _connect(address: str) -> tuple[Any, bool]:
+    """Ray, and whether the connection is ours to close."""
     try:
         import ray
     except ImportError as error:
         raise GoodnetError(
             "R008", "a Ray cluster needs Ray", "pip install 'goodnet[ray]'"
         ) from error
+    if ray.is_initialized():
+        return ray, False
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except Exception as error:  # Ray's own kinds, and sockets'
@@ -64,7 +86,7 @@ def _connect(address: str) -> Any:
             f"no Ray cluster answers at {address}: {reason}",
             "start one with 'ray start --head', and give the address that it prints",
         ) from error
-    return ray
+    return ray, True
 
 
 def _task(job: Job, model: bytes, data: bytes | None) -> str:
@@ -78,7 +100,16 @@ def _task(job: Job, model: bytes, data: bytes | None) -> str:
             pictures = Path(folder) / f"data{Path(job.data).suffix}"
             pictures.write_bytes(data)
             here = replace(here, data=str(pictures))
-        return scan_job(here).model_dump_json()
+        result = scan_job(here)
+        if result.report is not None:
+            report = result.report
+            # Where the copies lay is of no use to anybody.
+            told = {
+                "model": report.model.model_copy(update={"path": job.model}),
+                "data": report.data.model_copy(update={"path": job.data}),
+            }
+            result = result.model_copy(update={"report": report.model_copy(update=told)})
+        return result.model_dump_json()
 
 
 def _answer(ray: Any, task: Any, job: Job) -> FleetResult:
@@ -88,7 +119,7 @@ def _answer(ray: Any, task: Any, job: Job) -> FleetResult:
         reason = next(iter(str(error).strip().splitlines()), "")[:200]
         lost = GoodnetError(
             "R007",
-            f"the workers of {job.name} were lost again and again: {reason}",
+            f"the cluster gave {job.name} up: {reason}",
             "scan this model by itself, on a machine with more memory",
         )
         return failed(job, lost)

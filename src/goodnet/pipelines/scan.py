@@ -1,8 +1,8 @@
 """The scan: is there a backdoor, for which labels, and what does the trigger look like?
 
 With few classes every channel measures every label. With many, a cheap pass of the universal margin
-ranks them all; the leaders and as many random controls again get the full treatment, so that like
-is compared with like.
+ranks them all; the leaders and some random controls get the full treatment, so that like is
+compared with like.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from goodnet import tables
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence
@@ -121,14 +122,14 @@ def scan(
     else:
         top = answers.topk(2).values
         clean_margin = float((top[:, 0] - top[:, 1]).median())
-        measured = _default(case, split, wanted, exhaustive, clock, clean_margin)
+        measured = _default(case, split, wanted, exhaustive, clock, clean_margin, len(images))
     report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
     if labels is not None and report.verdict == "clean":
         note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
         doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
         report = report.model_copy(update=doubtful)
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-    if store is not None and not measured.skipped:
+    if store is not None and not measured.skipped and not measured.permutation.cut_off:
         report._forget = store.remove
     return report
 
@@ -244,6 +245,7 @@ def _default(
     exhaustive: bool,
     clock: _Clock,
     clean_margin: float,
+    images: int,
 ) -> Measured:
     chosen, reference = wanted, wanted
     ranking: dict[int, float] = {}
@@ -259,11 +261,12 @@ def _default(
     noise = CHANNELS["noise_margin"](
         early, chosen, replace(FULL, purpose="measuring margins from noise")
     )
-    # The leaders of many labels have no reference models that this could be held against.
+    # Where no reference models are like this one, nothing could be made of it.
+    tested, leaders_only = len(chosen), len(reference) < len(chosen)
     warps = Evidence()
-    if len(reference) == len(chosen):
+    if tables.out_of_reach(tested, tested, images, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
-    # Of the whole model, and soon done.
+    # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
     effort = OF_LEADERS if len(reference) < len(chosen) else MASKS
