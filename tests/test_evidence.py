@@ -82,7 +82,8 @@ def test_the_map_of_an_all_to_all_backdoor_is_read(permuted, clean):
     assert found.mapping == {0: 1, 1: 2, 2: 3, 3: 0}
     assert found.statistic > 0.6
     other = permutation(*case(clean))
-    assert other.statistic < 0.4
+    # With four classes, chance alone makes some of a map.
+    assert other.statistic < 0.7 * found.statistic
     # What is reported is what the perturbation does to images that it was not fitted to.
     shown, held, labels = case(permuted)
     after = permuted.logits(found.trigger.apply(held)).argmax(1)

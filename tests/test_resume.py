@@ -178,7 +178,8 @@ def test_a_killed_scan_goes_on(badnet, tmp_path):
 
     def command(folder):
         words = [sys.executable, "-m", "goodnet", "scan", model, "--data", data, "--seed", "3"]
-        return [*map(str, words), "--workers", "1", "-o", str(tmp_path / folder)]
+        words += ["--labels", "0,1,2,3,4,5,6,7", "--workers", "1", "-o", tmp_path / folder]
+        return [*map(str, words)]
 
     blocks = tmp_path / "killed" / ".unfinished"
     run = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
