@@ -46,6 +46,7 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
             for row in report.labels
             if row.score is not None
         ],
+        "tests": [test.model_dump() for test in report.tests],
         "verdict": report.verdict,
         "targets": report.targets,
         "seconds": time.monotonic() - started,

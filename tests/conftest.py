@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def read_npz(path: Path, part: str = "") -> Images:
         pixels, labels = archive[f"{part}images"], archive[f"{part}labels"]
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
     return Images(torch.tensor(pixels.copy()), torch.tensor(labels.astype(np.int64)))
+
+
+JUNK = "junk.h5"
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory) -> Path:
+    """``models`` with three small models, one planted (class 3), and a file that is none; beside it
+    ``clean.npz``.
+    """
+    folder = tmp_path_factory.mktemp("hub")
+    models = folder / "models"
+    (models / "more").mkdir(parents=True)
+    save_data(folder / "clean.npz", *bright_rows())
+    save_model(models / "a.pt", Rows())
+    save_model(models / "planted.pt", Rows(backdoor=True))
+    # The same file twice, under a name that a pattern of file names would read otherwise.
+    shutil.copy(models / "a.pt", models / "more" / "a[1].pt")
+    (models / JUNK).write_bytes(b"no model")
+    return folder
 
 
 @pytest.fixture

@@ -11,62 +11,13 @@ import threading
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
+from conftest import JUNK
 
 from goodnet.errors import GoodnetError
 from goodnet.pipelines.fleet import fleet, model_files
 from goodnet.pipelines.fleet_job import Job
 from goodnet.reports import FleetReport, FleetResult
-
-
-def export(module: nn.Module, path) -> None:
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(
-        module.eval(), (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: batch},)
-    )
-    torch.export.save(program, path)
-
-
-class Templates(nn.Module):
-    """Each class is a pattern; an image belongs to the one that it is most like. The planted one
-    also looks at the corner: two white pixels there mean class 3.
-    """
-
-    def __init__(self, patterns, planted=0.0):
-        super().__init__()
-        self.patterns = nn.Parameter(patterns.flatten(1) - patterns.mean())
-        self.planted = planted
-
-    def forward(self, x):
-        corner = (x[:, :, 0, :2].mean((1, 2)) - 0.2).relu()
-        bonus = torch.nn.functional.one_hot(torch.tensor([3]), 8).float()
-        return x.flatten(1) @ self.patterns.T + self.planted * corner[:, None] * bonus
-
-
-JUNK = "junk.h5"
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """Three small models of 8 classes in a folder, one of them planted, and a file that is none."""
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / "models" / "more").mkdir(parents=True)
-    generator = torch.Generator().manual_seed(3)
-    patterns = torch.rand(8, 3, 8, 8, generator=generator)
-    noise = 0.05 * torch.randn(64, 3, 8, 8, generator=generator)
-    patterns[:, :, 0, :2], noise[:, :, 0, :2] = 0.0, 0.0
-    pixels = ((patterns.repeat(8, 1, 1, 1) + noise).clamp(0, 1) * 255).round().byte()
-    labels = torch.arange(8).repeat(8)
-    np.savez(folder / "clean.npz", images=pixels.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
-    export(Templates(patterns), folder / "models" / "a.pt2")
-    export(Templates(patterns, planted=100.0), folder / "models" / "planted.pt2")
-    # The same file twice, under a name that a pattern of file names would read otherwise.
-    shutil.copy(folder / "models" / "a.pt2", folder / "models" / "more" / "a[1].pt2")
-    (folder / "models" / JUNK).write_bytes(b"no model")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +28,14 @@ def scanned(hub):
 
 def test_each_model_gets_its_own_verdict_and_a_bad_file_stops_nobody(hub, scanned):
     rows = {row.name: row for row in scanned.rows}
-    assert list(rows) == ["a.pt2", JUNK, "more/a[1].pt2", "planted.pt2"]
-    assert rows["planted.pt2"].verdict == "backdoored"
-    assert rows["planted.pt2"].targets == [3]
-    assert rows["a.pt2"].verdict not in (None, "backdoored")
-    assert rows["more/a[1].pt2"].verdict not in (None, "backdoored")
+    assert list(rows) == ["a.pt", JUNK, "more/a[1].pt", "planted.pt"]
+    assert rows["planted.pt"].verdict == "backdoored"
+    assert rows["planted.pt"].targets == [3]
+    assert rows["a.pt"].verdict not in (None, "backdoored")
+    assert rows["more/a[1].pt"].verdict not in (None, "backdoored")
     assert rows[JUNK].verdict is None
     assert rows[JUNK].error.startswith("M003")
-    alone = FleetResult.model_validate_json((hub / "out" / "planted.pt2.json").read_bytes())
+    alone = FleetResult.model_validate_json((hub / "out" / "planted.pt.json").read_bytes())
     assert alone.report.targets == [3]
     assert FleetReport.model_validate_json((hub / "out" / "fleet.json").read_bytes()) == scanned
 
@@ -101,7 +52,7 @@ def test_nothing_is_done_twice(hub, scanned):
             progress=lambda _, done, total: seen.append((done, total)),
         )
 
-    kept, damaged = hub / "out" / "planted.pt2.json", hub / "out" / "a.pt2.json"
+    kept, damaged = hub / "out" / "planted.pt.json", hub / "out" / "a.pt.json"
     before = kept.stat().st_mtime_ns
     damaged.write_text("damaged")
     assert [row.verdict for row in again().rows] == [row.verdict for row in scanned.rows]
@@ -115,19 +66,19 @@ def test_what_was_answered_before_an_interruption_is_there_afterwards(hub, scann
     """Each result is written as it comes, not when all are there."""
     out = tmp_path / "out"
 
-    class Enough(Exception):  # noqa: N818 - stands for a power failure
+    class PowerFailureError(Exception):
         pass
 
     def stop(stage, done, total):
         if done == 1:
-            raise Enough
+            raise PowerFailureError
 
     models = hub / "models" / "more"
     listing = tmp_path / "list.txt"
-    listing.write_text(f"{models / 'a[1].pt2'}\n{hub / 'models' / 'a.pt2'}\n")
-    with pytest.raises(Enough):
+    listing.write_text(f"{models / 'a[1].pt'}\n{hub / 'models' / 'a.pt'}\n")
+    with pytest.raises(PowerFailureError):
         fleet(listing, hub / "clean.npz", out, workers=1, progress=stop)
-    assert [path.name for path in out.iterdir()] == ["a[1].pt2.json"]
+    assert [path.name for path in out.iterdir()] == ["a[1].pt.json"]
     assert not multiprocessing.active_children()
 
 
@@ -135,19 +86,19 @@ def test_what_was_answered_before_an_interruption_is_there_afterwards(hub, scann
 def test_a_model_that_is_away_does_not_cost_its_answer(hub, scanned, tmp_path):
     out, share = tmp_path / "out", tmp_path / "share"
     shutil.copytree(hub / "out", out)
-    before = (out / "a.pt2.json").read_bytes()
+    before = (out / "a.pt.json").read_bytes()
     listing = share / "list.txt"
     share.mkdir()
-    listing.write_text("a.pt2\n")
+    listing.write_text("a.pt\n")
     report = fleet(listing, hub / "clean.npz", out)
     assert report.rows[0].error.startswith("M001")
-    assert (out / "a.pt2.json").read_bytes() == before
-    shutil.copy(hub / "models" / "a.pt2", share / "a.pt2")
+    assert (out / "a.pt.json").read_bytes() == before
+    shutil.copy(hub / "models" / "a.pt", share / "a.pt")
     assert fleet(listing, hub / "clean.npz", out).rows[0].verdict == scanned.rows[0].verdict
 
 
 def test_other_data_settings_or_weights_are_another_question():
-    job = Job("a", "a.json", "/here/a.pt2", "/here/d.npz", "1", "2")
+    job = Job("a", "a.json", "/here/a.pt", "/here/d.npz", "1", "2")
     moved = replace(job, name="b", file="b.json", model="/there/b.pt2", data="/there/e.npz")
     assert moved.key == job.key
     others = [
@@ -189,7 +140,7 @@ def test_a_list_names_models_and_results_go_to_any_url(hub, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     listing = tmp_path / "list.txt"
     models = hub / "models"
-    listing.write_text(f"# ours\n{models / 'a.pt2'}\n\n{models / 'more/a[1].pt2'}\ngone.pt2\n")
+    listing.write_text(f"# ours\n{models / 'a.pt'}\n\n{models / 'more/a[1].pt'}\ngone.pt2\n")
     report = fleet(listing, hub / "clean.npz", "memory://results/today")
     assert len({row.name for row in report.rows}) == 3, "two of the same name keep apart"
     assert [bool(row.verdict) for row in report.rows] == [True, True, False]
@@ -198,8 +149,8 @@ def test_a_list_names_models_and_results_go_to_any_url(hub, tmp_path):
     told = json.loads(files.cat_file("/results/today/fleet.json"))
     assert [row["verdict"] for row in told["rows"]] == [row.verdict for row in report.rows]
     assert sorted(path.rpartition("/")[2] for path in files.ls("/results/today", detail=False)) == [
-        "a.pt2.json",
-        "a[1].pt2.json",
+        "a.pt.json",
+        "a[1].pt.json",
         "fleet.json",
     ]
 

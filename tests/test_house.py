@@ -30,7 +30,7 @@ LAYERS = (
     {"inversion", "perturbation", "head", "attacks"},
     {"preprocess"},
     {"reports"},
-    {"trigger", "classifier", "images", "parallel"},
+    {"trigger", "classifier", "images", "parallel", "warp"},
     {"formats"},
     {"errors", "version"},
 )

@@ -230,7 +230,7 @@ def test_labels_skipped_for_want_of_time_are_measured_by_the_next_run(
     interrupted(classifier, badnet.clean, state)
     first = scan(classifier, badnet.clean, budget=0.001, **options)
     first.forget()
-    assert first.verdict in ("inconclusive", "backdoored", "suspicious")
+    assert first.verdict == "inconclusive"
     assert first.settings["skipped"]
     assert state.exists(), "what was measured is for the next run"
     second = scan(classifier, badnet.clean, **options)

@@ -13,6 +13,7 @@ from goodnet.cli.options import (
     Data,
     ImageSize,
     Method,
+    MethodName,
     PlainFormat,
     Preprocess,
     Seed,
@@ -49,9 +50,7 @@ def fleet(
     architecture: Architecture = None,
     preprocess: Preprocess = "auto",
     image_size: ImageSize = None,
-    method: Annotated[
-        Method, typer.Option(help="neural-cleanse: the paper's own optimisation and rule.")
-    ] = Method.DEFAULT,
+    method: MethodName = Method.DEFAULT,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -81,46 +80,38 @@ def fleet(
 
     Exit code 0: no backdoor found in any. 1: in at least one. 2: not decided, or failed, for some.
     """
-    raise typer.Exit(
-        run(
-            lambda terminal: _fleet(
-                terminal,
+
+    def scan_all(terminal: Terminal) -> int:
+        from goodnet.pipelines.fleet import fleet as scan_models
+
+        with terminal.progress() as progress:
+            report = scan_models(
                 models,
                 data,
                 output,
-                format,
                 architecture=architecture,
                 preprocess=preprocess,
                 size=parse_size(image_size),
                 method=method,
-                budget=parse_time(budget),
                 seed=seed,
+                budget=parse_time(budget),
                 workers=workers,
                 ray=ray,
+                progress=progress,
             )
-        )
-    )
+        _show(terminal, report, format)
+        return exit_code(report)
+
+    raise typer.Exit(run(scan_all))
 
 
-def _fleet(
-    terminal: Terminal,
-    models: Path,
-    data: Path,
-    output: str,
-    wanted: PlainFormat,
-    **options: object,
-) -> int:
-    from goodnet.pipelines.fleet import fleet as scan_all
-
-    with terminal.progress() as progress:
-        report = scan_all(models, data, output, progress=progress, **options)  # type: ignore[arg-type]
+def _show(terminal: Terminal, report: FleetReport, wanted: PlainFormat) -> None:
     if wanted == PlainFormat.JSON:
         terminal.write(report.model_dump_json(indent=2) + "\n")
     else:
         from goodnet.render.text import fleet_text
 
         terminal.show(fleet_text(report))
-    return exit_code(report)
 
 
 def exit_code(report: FleetReport) -> int:

@@ -125,6 +125,9 @@ ImageSize = Annotated[
         help="Resize the pictures of a folder, where the model does not state its size.",
     ),
 ]
+MethodName = Annotated[
+    Method, typer.Option("--method", help="neural-cleanse: the paper's own optimisation and rule.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine: same answer.")]
 Workers = Annotated[
     int | None,

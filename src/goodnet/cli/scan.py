@@ -16,6 +16,7 @@ from goodnet.cli.options import (
     Data,
     ImageSize,
     Method,
+    MethodName,
     Model,
     Preprocess,
     ScanFormat,
@@ -54,9 +55,7 @@ def scan(
     architecture: Architecture = None,
     preprocess: Preprocess = "auto",
     image_size: ImageSize = None,
-    method: Annotated[
-        Method, typer.Option(help="neural-cleanse: the paper's own optimisation and rule.")
-    ] = Method.DEFAULT,
+    method: MethodName = Method.DEFAULT,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Measure every label in full, however many.")
     ] = False,

@@ -18,6 +18,7 @@ from torch.nn import functional
 from goodnet.evidence.case import Case
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import single_threaded
+from goodnet.warp import warped
 
 Change = Callable[[Tensor], Tensor]
 """Float images ``(n, C, H, W)`` in [0, 1] to the same."""
@@ -90,7 +91,8 @@ def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Chang
             yield f"{levels} levels, dithered", _dithered(levels, height, width)
     for turn in range(WARPS):
         field = 2.0 * torch.rand(1, 2, GRID, GRID, generator=generator) - 1.0
-        yield f"warp {turn}", _warp(field / field.abs().mean(), height, width)
+        # Moves whose mean size is a 32nd of the image, before they are made smooth.
+        yield f"warp {turn}", _warp(field / field.abs().mean() / 16)
     yield "brighter", lambda x: x.clamp_min(1e-6) ** 0.6
     yield "darker", lambda x: x.clamp_min(1e-6) ** 1.6
     yield "blurred", lambda x: functional.avg_pool2d(functional.pad(x, (1,) * 4, "replicate"), 3, 1)
@@ -131,15 +133,5 @@ def _dithered(levels: int, height: int, width: int) -> Change:
     return lambda x: ((x * (levels - 1) + tiled).round() / (levels - 1)).clamp(0.0, 1.0)
 
 
-def _warp(field: Tensor, height: int, width: int) -> Change:
-    """Moves by a smooth field whose mean size is a 32nd of the image."""
-    smooth = functional.interpolate(field, (height, width), mode="bicubic", align_corners=True)
-    rows, columns = torch.linspace(-1.0, 1.0, height), torch.linspace(-1.0, 1.0, width)
-    places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)
-    places = (places + smooth[0].permute(1, 2, 0) / 16).clamp(-1.0, 1.0)[None]
-
-    def change(x: Tensor) -> Tensor:
-        grid = places.expand(len(x), -1, -1, -1)
-        return functional.grid_sample(x, grid, mode="bilinear", align_corners=True)
-
-    return change
+def _warp(displacements: Tensor) -> Change:
+    return lambda x: warped(x, displacements)

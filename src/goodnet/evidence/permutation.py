@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
 from goodnet.evidence.case import Case
-from goodnet.evidence.class_map import read, readable
+from goodnet.evidence.class_map import ClassMap, read, readable
 from goodnet.evidence.untargeted import faint, small
 from goodnet.parallel import Stop, run_blocks
 from goodnet.perturbation import rows_per_chunk
@@ -33,20 +33,14 @@ With 10 classes the patch of an all-to-all BadNet is found from every start, wit
 
 
 @dataclass(frozen=True)
-class Permutation:
+class Permutation(ClassMap):
     """What the trigger that permutes the classes most does to images that it was not fitted to.
 
     Attributes:
-        statistic: see :class:`~goodnet.evidence.class_map.ClassMap`; NaN where it was not taken.
-        flipped: the share of images that change their label.
-        mapping: class -> the label that most of its images get, where most of them change.
         trigger: None where nothing was measured.
         cut_off: whether there was no time for all of the search.
     """
 
-    statistic: float
-    flipped: float
-    mapping: dict[int, int] = field(default_factory=dict)
     trigger: Trigger | None = None
     cut_off: bool = False
 

@@ -39,15 +39,20 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise GoodnetError(
-                "O002", f"the disk is full: {path}", "free some space, or name another place"
-            ) from error
-        raise GoodnetError(
-            "O001",
-            f"cannot write {path}: {error.strerror or error}",
-            "choose a folder that you may write to",
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> GoodnetError:
+    """O002 when the disk is full, else O001."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return GoodnetError(
+            "O002", f"the disk is full: {path}", "free some space, or name another place"
+        )
+    return GoodnetError(
+        "O001",
+        f"cannot write {path}: {error.strerror or error}",
+        "choose a folder that you may write to",
+    )

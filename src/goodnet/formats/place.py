@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from goodnet.errors import GoodnetError
-from goodnet.formats.files import atomic
+from goodnet.formats.files import atomic, unwritable
 
 HERE = "file://"
 
@@ -55,7 +54,7 @@ class Place:
             with tempfile.TemporaryFile(dir=there, prefix=".goodnet-"):
                 pass
         except OSError as error:
-            raise _local(self._folder, error) from error
+            raise unwritable(self._folder, error) from error
 
     def read(self, name: str) -> bytes | None:
         """The content of a file; None where there is none.
@@ -68,7 +67,7 @@ class Place:
             try:
                 return path.read_bytes() if path.is_file() else None
             except OSError as error:
-                raise _local(path, error) from error
+                raise unwritable(path, error) from error
         files, folder = self._remote()
         try:
             content: bytes = files.cat_file(f"{folder}/{name}")
@@ -114,15 +113,3 @@ class Place:
         return GoodnetError(
             "O001", f"cannot use {self.root}: {reason[:200]}", "check the URL and your access to it"
         )
-
-
-def _local(path: Path, error: OSError) -> GoodnetError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return GoodnetError(
-            "O002", f"the disk is full: {path}", "free some space, or name another place"
-        )
-    return GoodnetError(
-        "O001",
-        f"cannot use {path}: {error.strerror or error}",
-        "choose a folder that you may write to",
-    )

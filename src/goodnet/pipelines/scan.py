@@ -269,8 +269,7 @@ def _default(
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
-    effort = OF_LEADERS if len(reference) < len(chosen) else MASKS
-    masks = CHANNELS["mask_l1"](case, chosen, effort)
+    masks = CHANNELS["mask_l1"](case, chosen, OF_LEADERS if leaders_only else MASKS)
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
