@@ -108,6 +108,7 @@ def hub(tmp_path_factory) -> Path:
     # The same file twice, under a name that a pattern of file names would read otherwise.
     shutil.copy(models / "a.pt", models / "more" / "a[1].pt")
     (models / JUNK).write_bytes(b"no model")
+    (models / "scan.triggers.safetensors").write_bytes(b"what a scan has written")
     return folder
 
 

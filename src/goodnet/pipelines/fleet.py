@@ -21,6 +21,7 @@ from goodnet.parallel import Progress, silent
 from goodnet.pipelines.fleet_job import Job, failed
 from goodnet.pipelines.fleet_local import run_locally
 from goodnet.pipelines.fleet_ray import run_on_ray
+from goodnet.pipelines.saved import TRIGGERS
 from goodnet.pipelines.scan import METHODS, check_seed
 from goodnet.reports import FleetReport, FleetResult, FleetRow
 from goodnet.version import __version__
@@ -141,7 +142,9 @@ def model_files(models: Path) -> list[Path]:
     """
     models = models.expanduser()
     if models.is_dir():
-        found = sorted(p for p in models.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = (p for p in sorted(models.rglob("*")) if p.suffix.lower() in SUFFIXES)
+        # The triggers of a scan may lie beside the model.
+        found = [p for p in files if p.is_file() and not p.name.endswith(TRIGGERS)]
     elif models.is_file():
         try:
             lines = models.read_text("utf-8").splitlines()

@@ -7,10 +7,13 @@ from pathlib import Path
 from goodnet.errors import GoodnetError
 from goodnet.reports import ScanReport
 
+TRIGGERS = ".triggers.safetensors"
+"""How the name of a report's triggers ends."""
+
 
 def triggers_path(report: Path) -> Path:
     """Where the triggers of a report in this JSON file lie."""
-    return report.with_name(f"{report.stem}.triggers.safetensors")
+    return report.with_name(f"{report.stem}{TRIGGERS}")
 
 
 def save_report(report: ScanReport, path: Path) -> None:
