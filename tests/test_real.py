@@ -29,7 +29,7 @@ SOME = ["--labels", "0,50,150,300,512,710,805,951,1073,1166"]
     ("name", "options", "measured"),
     [
         ("sunglasses", [], 1283),
-        pytest.param("anonymous_1", SOME, 10, marks=pytest.mark.slow),
+        ("anonymous_1", SOME, 10),
         pytest.param("anonymous_1", [], 1283, marks=pytest.mark.slow),
     ],
 )
