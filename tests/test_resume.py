@@ -178,23 +178,25 @@ def test_a_killed_scan_goes_on(badnet, tmp_path):
 
     def command(folder):
         words = [sys.executable, "-m", "goodnet", "scan", model, "--data", data, "--seed", "3"]
-        words += ["--labels", "0,1,2,3,4,5,6,7", "--workers", "1", "-o", tmp_path / folder]
+        words += ["--labels", "0,1,2,3,4,5", "--workers", "1", "-o", tmp_path / folder]
         return [*map(str, words)]
 
-    blocks = tmp_path / "killed" / ".unfinished"
+    def finished():
+        return list((tmp_path / "killed" / ".unfinished").glob("[!.]*.block"))
+
     run = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 120
-    while len(list(blocks.glob("*.block"))) < 9 and time.monotonic() < limit:
+    while len(finished()) < 5 and time.monotonic() < limit:
         assert run.poll() is None, "it was done before it could be killed"
         time.sleep(0.02)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    left = len(list(blocks.glob("*.block")))
-    assert left >= 9
+    assert len(finished()) >= 5
     assert not (tmp_path / "killed" / "scan.json").exists()
     for folder in ("killed", "whole"):
         done = subprocess.run(command(folder), capture_output=True, text=True, check=False)
-        assert done.returncode == 1, done.stderr
+        # 2 is "undecided", which a scan of so few labels may be.
+        assert done.returncode in (1, 2), done.stderr
         assert not (tmp_path / folder / ".unfinished").exists()
     reports = []
     for folder in ("killed", "whole"):
@@ -278,6 +280,36 @@ def test_stored_blocks_come_back_exactly_and_damaged_ones_not_at_all(tmp_path):
     ):
         path.write_bytes(save(tensors, {"values": values}))
         assert store.get("block") is None, values
+
+
+def test_what_a_kill_left_half_written_goes_with_the_rest(tmp_path):
+    dies = """
+import os, signal, sys
+from pathlib import Path
+from goodnet.evidence.evidence import Evidence
+from goodnet.evidence.store import open_store
+
+def half(path, content):
+    with path.open("wb") as stream:
+        stream.write(content[: len(content) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+store = open_store(Path(sys.argv[1]), "one")
+store.put("first", Evidence({1: (1.0,)}, {}))
+Path.write_bytes = half
+store.put("second", Evidence({2: (1.0,)}, {}))
+"""
+    state = tmp_path / "state"
+    run = subprocess.run([sys.executable, "-c", dies, str(state)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert len(list(state.iterdir())) == 2
+    store = open_store(state, "one")
+    assert store.get("first") is not None
+    assert store.get("second") is None
+    open_store(state, "two").remove()
+    assert len(list(state.iterdir())) == 2, "another scan's are none of its business"
+    store.remove()
+    assert not state.exists()
 
 
 def test_a_block_of_other_labels_or_sizes_is_measured_again(badnet, tmp_path):

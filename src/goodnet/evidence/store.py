@@ -67,7 +67,9 @@ class Store:
 
     def remove(self) -> None:
         """Removes this scan's blocks, and the folder if nothing else lies there."""
-        for path in self.folder.glob(f"{self.key[:16]}-*{SUFFIX}"):
+        mine = f"{self.key[:16]}-*{SUFFIX}"
+        # A run that was killed while it wrote one leaves the temporary file of it.
+        for path in (*self.folder.glob(mine), *self.folder.glob(f".goodnet-{mine}")):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()

@@ -29,7 +29,9 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".goodnet-", suffix=path.suffix)
+        # Part of the name, so that what a killed process left can be told: 255 bytes are a limit.
+        prefix = f".goodnet-{path.name[:40]}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary
