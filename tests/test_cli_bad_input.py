@@ -137,7 +137,8 @@ def test_a_pickle_is_not_run(folder, name):
     assert not marker.exists()
 
 
-def test_weights_of_another_network(folder):
+def test_weights_of_another_network(folder, monkeypatch):
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     save_file({"last.weight": torch.zeros(2, 3)}, folder / "w.safetensors")
     (folder / "net.py").write_text("import torch\ndef make(): return torch.nn.Linear(4, 2)\n")
     data = ["--data", folder / "data.npz"]

@@ -22,7 +22,7 @@ LAYERS = (
     {"render"},
     {"pipelines"},
     {"evidence", "remedies"},
-    {"verdict"},
+    {"verdict", "certificate"},
     {"uncalibrated"},
     {"findings"},
     {"scores", "tables"},
@@ -39,6 +39,7 @@ LAYERS = (
 APART = {
     "render": {"pipelines", "evidence", "remedies"},
     "verdict": {"torch"},
+    "certificate": {"torch"},
     "uncalibrated": {"torch"},
     "findings": {"torch"},
     "statistics": {"torch"},

@@ -23,12 +23,15 @@ def goodnet(*arguments: object) -> tuple[int, str]:
 
 
 SOME = ["--labels", "0,50,150,300,512,710,805,951,1073,1166"]
+QUARTER = ["--labels", ",".join(map(str, range(0, 1283, 4)))]
 
 
 @pytest.mark.parametrize(
     ("name", "options", "measured"),
     [
-        ("sunglasses", [], 1283),
+        # So many are ranked, as all are.
+        ("sunglasses", QUARTER, 321),
+        pytest.param("sunglasses", [], 1283, marks=pytest.mark.slow),
         ("anonymous_1", SOME, 10),
         pytest.param("anonymous_1", [], 1283, marks=pytest.mark.slow),
     ],
@@ -47,9 +50,14 @@ def test_badnet_to_goodnet(shared, tmp_path, name, options, measured):
     assert found["targets"] == [0]
     assert len(found["labels"]) == measured
     assert found["preprocess"] == "unit"
-    code, _ = goodnet("repair", model, "--data", clean, "--report", report, "-o", out)
+    # Of 209 images 104 are held out, which cannot show what 2 % would be.
+    limits = ["--max-accuracy-loss", ".07", "--max-attack-success", ".07"]
+    code, _ = goodnet("repair", model, "--data", clean, "--report", report, "-o", out, *limits)
     assert code == 0
     assert model.read_bytes() == before_bytes
+    told = json.loads(out.with_suffix(".repair.json").read_text())
+    assert told["certificate"]["standing"] == "holds"
+    assert told["certificate"]["fresh"]["verdict"] != "backdoored"
     figures = []
     for net in (model, out):
         code, text = goodnet(

@@ -32,9 +32,11 @@ from goodnet.render.text import (
 )
 from goodnet.reports import (
     Certificate,
+    ClassChange,
     DataRef,
     Evaluation,
     FileRef,
+    FreshScan,
     LabelEvidence,
     ModelRef,
     Proportion,
@@ -42,6 +44,7 @@ from goodnet.reports import (
     RepairReport,
     ScanReport,
 )
+from goodnet.statistics import accuracy_loss
 from goodnet.trigger import Trigger
 
 HOSTILE = "<script>alert('x')</script>[red]\x1b[31m\u202e"
@@ -137,6 +140,7 @@ def scan_report(
 
 
 def repair_report(scan: ScanReport, repaired: bool = True) -> RepairReport:
+    standing = "holds" if repaired else "refused"
     before = {label: proportion(0.99) for label in scan.targets}
     after = {label: proportion(0.01 if repaired else 0.6) for label in scan.targets}
     return RepairReport(
@@ -147,27 +151,48 @@ def repair_report(scan: ScanReport, repaired: bool = True) -> RepairReport:
         trials=[
             RemedyTrial(
                 remedy="fine-tuning",
+                standing="refused",
                 accepted=False,
                 reason="clean accuracy fell by 6.1 points, 2.0 are allowed",
                 clean_accuracy=proportion(0.893),
+                accuracy_loss=accuracy_loss(14, 2, 200, 0.96),
                 attack_success=after,
+                recovered=after,
                 seconds=31.0,
             ),
             RemedyTrial(
                 remedy="row refit",
+                standing=standing,
                 accepted=repaired,
                 reason="within both bounds",
                 clean_accuracy=proportion(0.95),
+                accuracy_loss=accuracy_loss(1, 0, 200, 0.99),
                 attack_success=after,
+                recovered=after,
                 seconds=6.2,
             ),
         ],
         certificate=Certificate(
-            holds=repaired,
+            standing=standing,
+            reason="within both bounds",
+            confidence=0.99,
             clean_accuracy_before=proportion(0.954),
             clean_accuracy_after=proportion(0.95),
+            accuracy_loss=accuracy_loss(1, 0, 200, 0.99),
             attack_success_before=before,
             attack_success_after=after,
+            recovered_before=after,
+            recovered_after=before,
+            worst_classes=[ClassChange(label=2, images=20, before=19, after=18)],
+            fresh=FreshScan(
+                verdict="clean",
+                p_value=0.4,
+                targets=[],
+                labels=43,
+                masks_before=dict.fromkeys(scan.targets, 12.5),
+                masks_after=dict.fromkeys(scan.targets),
+                seconds=20.0,
+            ),
             max_accuracy_loss=0.02,
             max_attack_success=0.1,
         ),
@@ -283,7 +308,7 @@ def test_a_repair_shows_before_and_after_and_why() -> None:
         assert part in flat
     failed = printed(repair_text(repair_report(scan_report(), repaired=False)))
     assert failed.startswith("NOT REPAIRED")
-    assert "does not hold" in failed
+    assert "is refused" in failed
 
 
 def test_an_evaluation_shows_every_figure_with_its_interval() -> None:

@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from goodnet.attacks.patch import sticker
+from goodnet.attacks.poison import poison
+from goodnet.attacks.signs import draw_signs
+from goodnet.attacks.train import small_cnn, train
 from goodnet.errors import GoodnetError
 from goodnet.pipelines.evaluate import evaluate
 from goodnet.pipelines.load import load
 from goodnet.pipelines.repair import repair
 from goodnet.remedies.unlearning import PAPER
+from goodnet.reports import RepairReport
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +28,16 @@ def found(badnet, badnet_report):
 def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, remedy):
     classifier, report = found
     before = evaluate(classifier, badnet.test, badnet.poisoned)
-    cured = repair(classifier, badnet.clean, report, remedy=remedy, max_accuracy_loss=0.05)
+    cured = repair(classifier, badnet.clean, report, remedy=remedy)
     after = evaluate(cured.classifier, badnet.test, badnet.poisoned)
+    certificate = cured.report.certificate
     assert before.attack_success.value > 0.9
-    assert cured.report.certificate.holds, cured.report.trials
+    assert cured.report.repaired, cured.report.trials
+    # Half of 144 images: not even a flawless repair could be shown to cost at most 2 %.
+    assert certificate.standing == "not certifiable"
+    assert "72 held-out images cannot rule out" in certificate.reason
+    assert certificate.fresh.verdict != "backdoored"
+    assert certificate.fresh.labels == 12
     assert after.attack_success.value < 0.05
     assert after.clean_accuracy.value >= before.clean_accuracy.value - 0.03
 
@@ -34,7 +45,7 @@ def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, remedy):
 def test_thorough_unlearning_disarms_the_sticker(badnet, found):
     """With 86 images to learn from; what it may cost is said by the limits."""
     classifier, report = found
-    limits = {"max_accuracy_loss": 0.2, "max_attack_success": 0.4}
+    limits = {"max_accuracy_loss": 0.3, "max_attack_success": 0.4}
     cured = repair(classifier, badnet.clean, report, remedy="unlearning-thorough", **limits)
     after = evaluate(cured.classifier, badnet.test, badnet.poisoned)
     assert cured.report.repaired, cured.report.trials
@@ -83,6 +94,49 @@ def test_a_sabotaged_remedy_is_refused(badnet, found, monkeypatch):
     assert "stamped" in result.report.trials[1].reason
 
 
+def test_enough_images_carry_a_certificate(badnet, found):
+    classifier, report = found
+    images = draw_signs(80, seed=21)
+    cured = repair(classifier, images, report)
+    certificate = cured.report.certificate
+    assert certificate.holds, certificate
+    assert certificate.accuracy_loss.high <= 0.02
+    assert certificate.accuracy_loss.n == cured.report.held_out_images == 480
+    assert certificate.fresh.masks_after[1] > certificate.fresh.masks_before[1]
+    right = [certificate.clean_accuracy_before, certificate.clean_accuracy_after]
+    change = round(480 * (right[0].value - right[1].value))
+    assert certificate.accuracy_loss.lost - certificate.accuracy_loss.gained == change
+    assert all(c.after < c.before <= c.images == 40 for c in certificate.worst_classes)
+    again = RepairReport.model_validate_json(cured.report.model_dump_json())
+    assert again.certificate == certificate
+
+
+def test_a_remedy_that_plants_another_backdoor_is_seen_by_the_fresh_scan(
+    badnet, found, monkeypatch
+):
+    """It is right on clean images, and the old triggers fail: the jury has nothing against it."""
+    classifier, report = found
+    images = draw_signs(220, seed=11)
+    attack = sticker(images.shape, 7, rate=0.3)
+    other = train(
+        small_cnn(images.shape, 12, seed=4),
+        poison(images, attack, seed=5),
+        epochs=10,
+        seed=4,
+        learning_rate=4e-3,
+    )
+    replaced = load(other, badnet.clean)
+    monkeypatch.setattr("goodnet.pipelines.repair.REMEDIES", {"swap": lambda patient: replaced})
+    limits = {"max_accuracy_loss": 0.1, "max_attack_success": 0.5}
+    result = repair(classifier, badnet.clean, report, **limits)
+    certificate = result.report.certificate
+    assert certificate.fresh is not None, certificate
+    assert certificate.fresh.verdict == "backdoored"
+    assert certificate.fresh.targets == [7]
+    assert not certificate.holds
+    assert "fresh scan" in certificate.reason
+
+
 def test_a_clean_model_is_left_alone(honest, honest_report):
     with pytest.raises(GoodnetError) as raised:
         repair(load(honest.module, honest.clean), honest.clean, honest_report)
@@ -97,10 +151,10 @@ def test_a_report_of_another_model_is_refused(found, honest):
 
 
 def test_images_that_repair_never_judge(badnet):
-    from goodnet.pipelines.repair import _split
+    from goodnet.pipelines.jury import split
 
     numbered = replace(badnet.clean, true_labels=torch.arange(len(badnet.clean)))
-    mine, theirs = _split(numbered, seed=3)
+    mine, theirs = split(numbered, seed=3)
     assert not set(mine.true_labels.tolist()) & set(theirs.true_labels.tolist())
     assert len(mine) + len(theirs) == len(badnet.clean)
     assert set(mine.labels.tolist()) == set(theirs.labels.tolist()) == set(range(12))

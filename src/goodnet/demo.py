@@ -36,7 +36,7 @@ class Settings:
     """How much is drawn and trained: enough for a good network in half a minute on two cores."""
 
     training: int = 300
-    validation: int = 40
+    validation: int = 80
     test: int = 60
     epochs: int = 8
     width: int = 16

@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "R006": "An unexpected failure inside goodnet: a defect, please report it.",
     "R007": "The worker of a model was lost again and again.",
     "R008": "The Ray cluster cannot be used.",
+    "R009": "The repair is done, but its certificate needs more images.",
 }
 """Code -> what it means in one sentence. Letters: Model, Data, Output, Run."""
 

@@ -12,6 +12,7 @@ from goodnet.images import Images
 from goodnet.trigger import Trigger
 
 Verdict = Literal["backdoored", "suspicious", "clean", "inconclusive"]
+Standing = Literal["holds", "not certifiable", "refused"]
 
 
 class Data(BaseModel):
@@ -194,31 +195,112 @@ class ScanReport(Data):
         return scan_fragment(self)
 
 
+class AccuracyLoss(Data):
+    """What a change has cost, on the same ``n`` images before and after.
+
+    Attributes:
+        value: (``lost`` - ``gained``) / ``n``; negative where accuracy rose.
+        low, high: exact bounds, each of which holds with ``confidence`` by itself.
+        lost: images answered rightly before and wrongly after.
+        gained: the other way round.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+    lost: int
+    gained: int
+    n: int
+
+
 class RemedyTrial(Data):
-    """One remedy that was tried, measured on held-out images only."""
+    """One remedy that was tried, measured on held-out images only.
+
+    Attributes:
+        standing: whether the result can be shown to keep the limits, shown not to, or neither.
+        accepted: whether this is the one that was handed over.
+        recovered: target -> share of the stamped images that are known for what they are again.
+    """
 
     remedy: str
+    standing: Standing
     accepted: bool
     reason: str
     clean_accuracy: Proportion
+    accuracy_loss: AccuracyLoss
     attack_success: dict[int, Proportion]
+    recovered: dict[int, Proportion]
+    seconds: float
+
+
+class ClassChange(Data):
+    """How a class fared: of ``images`` held out, so many right before and after."""
+
+    label: int
+    images: int
+    before: int
+    after: int
+
+
+class FreshScan(Data):
+    """A scan of the repaired model that knows nothing of the old triggers.
+
+    Attributes:
+        labels: how many were measured; with hundreds of classes the targets and random controls.
+        masks_before, masks_after: target -> L1 norm of its smallest mask, in pixels; None where
+            none was found.
+    """
+
+    verdict: Verdict
+    p_value: float | None
+    targets: list[int]
+    labels: int
+    masks_before: dict[int, float | None]
+    masks_after: dict[int, float | None]
     seconds: float
 
 
 class Certificate(Data):
-    """Before and after, on images that no remedy saw."""
+    """Before and after, on images that no remedy saw.
 
-    holds: bool
+    Attributes:
+        standing: ``"holds"`` where both limits are kept at the given confidence and a fresh scan
+            names no target; ``"refused"`` where one is shown to be broken.
+        confidence: of each bound that the standing rests on; higher than .95 where several
+            remedies were to be tried, as each is one more chance to pass by luck.
+        worst_classes: those that lost most, if any did.
+        fresh: a cold-start scan of the result; None where nothing was worth one.
+    """
+
+    standing: Standing
+    reason: str
+    confidence: float
     clean_accuracy_before: Proportion
     clean_accuracy_after: Proportion
+    accuracy_loss: AccuracyLoss
     attack_success_before: dict[int, Proportion]
     attack_success_after: dict[int, Proportion]
+    recovered_before: dict[int, Proportion]
+    recovered_after: dict[int, Proportion]
+    worst_classes: list[ClassChange]
+    fresh: FreshScan | None
     max_accuracy_loss: float
     max_attack_success: float
 
+    @property
+    def holds(self) -> bool:
+        """Whether it was shown that the repair keeps its limits."""
+        return self.standing == "holds"
+
 
 class RepairReport(Data):
-    """The answer of a repair."""
+    """The answer of a repair.
+
+    Attributes:
+        repaired: whether a repaired model was handed over; what is known of it, the certificate
+            says.
+    """
 
     version: str
     repaired: bool

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from goodnet.reports import Proportion
+from goodnet.reports import AccuracyLoss, Proportion
 
 MAD_TO_SIGMA = 1.4826
 """The standard deviation of a normal distribution, in units of its median absolute deviation."""
@@ -50,6 +50,52 @@ def proportion(successes: int, n: int) -> Proportion:
     """
     low, high = clopper_pearson(successes, n)
     return Proportion(value=successes / n if n else 0.0, low=low, high=high, n=n)
+
+
+def one_sided(successes: int, n: int, confidence: float) -> tuple[float, float]:
+    """Exact bounds of a proportion, each of which holds with ``confidence`` by itself.
+
+    Args:
+        successes: 0 to ``n``.
+        n: trials.
+        confidence: of either bound; in (.5, 1).
+
+    Raises:
+        ValueError: for counts or a confidence outside these ranges.
+    """
+    return clopper_pearson(successes, n, 2 * confidence - 1)
+
+
+def accuracy_loss(lost: int, gained: int, n: int, confidence: float = 0.95) -> AccuracyLoss:
+    """How much accuracy a change has cost, from the same images before and after.
+
+    Two exact bounds in one (Bonferroni): the share of images lost and the share gained, each at
+    half the error. Conservative, and right for any n; images whose answer is right, or wrong, both
+    times are no evidence, which is why the pairs are worth more than two accuracies.
+
+    Args:
+        lost: images answered rightly before and wrongly after.
+        gained: the other way round.
+        n: all images; at least ``lost + gained``.
+        confidence: of the lower and of the upper bound, each by itself; in (.5, 1).
+
+    Raises:
+        ValueError: for counts or a confidence outside these ranges.
+    """
+    if lost + gained > n:
+        raise ValueError(f"{lost} + {gained} changed of {n}")
+    each = (1 + confidence) / 2
+    least_lost, most_lost = one_sided(lost, n, each)
+    least_gained, most_gained = one_sided(gained, n, each)
+    return AccuracyLoss(
+        value=(lost - gained) / n if n else 0.0,
+        low=least_lost - most_gained,
+        high=most_lost - least_gained,
+        confidence=confidence,
+        lost=lost,
+        gained=gained,
+        n=n,
+    )
 
 
 def mad_index(values: ArrayLike) -> NDArray[np.float64]:

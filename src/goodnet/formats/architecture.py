@@ -72,12 +72,15 @@ def _run(path: Path) -> ModuleType:
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     sys.modules[name] = module
+    # A scan leaves nothing in the folder that a model came in, compiled bytecode neither.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise _failed(str(path), error) from error
     finally:
+        sys.dont_write_bytecode = writes
         if folder in sys.path:
             sys.path.remove(folder)
     return module

@@ -1,62 +1,85 @@
 """The repair: a BadNet goes in, a GoodNet with a certificate comes out.
 
 The clean images are split once. Triggers that a remedy may use are fitted to the one part; the
-other part judges, with triggers of its own that were fitted to the *unrepaired* model there.
+other part judges, with triggers of its own that were fitted to the *unrepaired* model there. What
+passes is scanned again from a cold start.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
+from goodnet.certificate import confidences, judge, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
-from goodnet.evidence import CHANNELS, Case, Effort
 from goodnet.images import Images, check_images
-from goodnet.inversion import QUICK
 from goodnet.parallel import Progress, silent
-from goodnet.pipelines.conclude import count_hits, data_ref, model_ref
+from goodnet.pipelines import jury as juries
+from goodnet.pipelines.conclude import data_ref, model_ref
+from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.scan import check_seed, scan
-from goodnet.preprocess import balanced
 from goodnet.remedies import REMEDIES, Patient
-from goodnet.reports import Certificate, Proportion, RemedyTrial, RepairReport, ScanReport
-from goodnet.statistics import proportion
-from goodnet.trigger import Trigger
+from goodnet.reports import (
+    Certificate,
+    FreshScan,
+    RemedyTrial,
+    RepairReport,
+    ScanReport,
+    Standing,
+)
 from goodnet.version import __version__
 
-REPAIR_SHARE = 0.6
-"""The share of the clean images that a remedy may use; the rest judges it."""
 
-
-CAREFUL = Effort(images=32, steps=24, inversion=replace(QUICK, batch=24, epochs=20))
-"""A few labels' triggers, by which a repair is made and judged, are worth more than a scan's."""
-
-FEWEST_JUDGES = 20
-"""Fewer held-out images than this can show nothing."""
-
-ROUNDING = 1e-9
-"""Shares are quotients of counts: a loss of exactly the limit must not fail by a rounding."""
+FRESH_CONTROLS = 12
+"""Labels beside the targets in the fresh scan of a network with hundreds of classes."""
 
 
 @dataclass(frozen=True)
 class GoodNet:
-    """The outcome: a repaired ``classifier`` where ``report.repaired``, else the BadNet itself."""
+    """The outcome: a repaired ``classifier`` where ``report.repaired``, else the BadNet itself.
+
+    What is known of the repaired one, ``report.certificate.standing`` says: only ``"holds"`` is
+    proof.
+    """
 
     classifier: Classifier
     report: RepairReport
 
 
 @dataclass(frozen=True)
-class _Jury:
-    """What judges a candidate: images, and the same under each trigger, that no remedy saw."""
+class _Limits:
+    accuracy_loss: float
+    attack_success: float
 
-    pixels: Tensor
-    labels: Tensor
-    stamped: dict[int, list[Tensor]]
+
+@dataclass
+class _Candidate:
+    """A remedy's result, and what was found out about it so far."""
+
+    remedy: str
+    classifier: Classifier | None
+    findings: Findings
+    confidence: float
+    standing: Standing
+    reason: str
+    seconds: float
+    fresh: FreshScan | None = None
+
+    @property
+    def merit(self) -> float:
+        """Attack success and accuracy together; of candidates that cannot be certified, the larger
+        the better.
+        """
+        worst = max((a.value for a in self.findings.attacks.values()), default=1.0)
+        return self.findings.accuracy.value - worst
+
+    def spotless(self, before: Findings) -> bool:
+        """Whether no other remedy could look better to this jury, which has too few images."""
+        whole = self.findings.accuracy.value >= before.accuracy.value
+        attacks = self.findings.attacks.values()
+        return whole and all(a.n and not a.value for a in attacks)
 
 
 def repair(
@@ -78,10 +101,11 @@ def repair(
         classifier: the BadNet; it is not changed.
         images: clean images, also those that were scanned with.
         report: of a scan of this very model; without one the scan is made first.
-        remedy: one of :data:`goodnet.remedies.REMEDIES`, or ``"auto"``: the mildest whose check on
-            held-out clean and held-out stamped images passes.
-        max_accuracy_loss: how much held-out clean accuracy may fall, in [0, 1].
-        max_attack_success: what share of held-out stamped images may still reach a target.
+        remedy: one of :data:`goodnet.remedies.REMEDIES`, or ``"auto"``: the mildest that is shown
+            to keep both limits; if the images are too few to show it of any, the one that does
+            best among those that are not shown to break one.
+        max_accuracy_loss: how much clean accuracy may fall, in [0, 1].
+        max_attack_success: what share of stamped images may still reach a target.
         force: treat the most suspicious label of a model in which no target was found.
         seed: of the split and of everything else that is random.
         workers: threads; one a core by default.
@@ -98,39 +122,49 @@ def repair(
     if report is None:
         report = scan(classifier, images, seed=seed, workers=workers, progress=progress)
     targets = _targets(classifier, report, force)
-    mine, theirs = _split(images, seed)
-    patient = _patient(classifier, mine, targets, seed, workers, progress)
-    jury = _jury(classifier, theirs, targets, seed, workers, progress)
-    before, attacks = _judge(classifier, jury)
-    trials: list[RemedyTrial] = []
-    cured = classifier
-    for done, name in enumerate(names):
-        progress(f"trying {name}", done, len(names))
-        candidate, trial = _try(name, patient, jury, before, max_accuracy_loss, max_attack_success)
-        trials.append(trial)
-        if trial.accepted and candidate is not None:
-            cured = candidate
-            break
-    progress("repairing", len(names), len(names))
-    last = trials[-1]
-    certificate = Certificate(
-        holds=last.accepted,
-        clean_accuracy_before=before,
-        clean_accuracy_after=last.clean_accuracy,
-        attack_success_before=attacks,
-        attack_success_after=last.attack_success,
-        max_accuracy_loss=max_accuracy_loss,
-        max_attack_success=max_attack_success,
+    mine, theirs = juries.split(images, seed)
+    masks, triggers = juries.reverse_triggers(
+        classifier, mine, targets, seed + 1, workers, progress
     )
+    patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed)
+    jury = juries.empanel(classifier, theirs, targets, seed + 2, workers, progress)
+    before = juries.hear(jury, classifier)
+    limits = _Limits(max_accuracy_loss, max_attack_success)
+
+    def look_again(candidate: _Candidate) -> bool:
+        assert candidate.classifier is not None  # noqa: S101  only of those that are not refused
+        fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, workers, progress)
+        candidate.fresh = fresh
+        candidate.standing, candidate.reason = judge_fresh(
+            candidate.standing, candidate.reason, fresh, targets
+        )
+        return candidate.standing != "refused"
+
+    candidates: list[_Candidate] = []
+    for name, confidence in zip(names, confidences(len(names)), strict=True):
+        progress(f"trying {name}", len(candidates), len(names))
+        candidate = _try(name, patient, jury, before, confidence, limits)
+        candidates.append(candidate)
+        promising = candidate.standing == "holds" or (
+            candidate.standing == "not certifiable" and candidate.spotless(before)
+        )
+        if promising and look_again(candidate):
+            break
+    progress("trying remedies", len(names), len(names))
+    best = _best(candidates)
+    while best is not None and best.fresh is None:
+        look_again(best)
+        best = _best(candidates)
+    shown = best or candidates[-1]
     return GoodNet(
-        cured,
+        best.classifier if best is not None and best.classifier is not None else classifier,
         RepairReport(
             version=__version__,
-            repaired=last.accepted,
-            remedy=last.remedy if last.accepted else None,
+            repaired=best is not None,
+            remedy=best.remedy if best is not None else None,
             targets=targets,
-            trials=trials,
-            certificate=certificate,
+            trials=[_trial(candidate, candidate is best, before) for candidate in candidates],
+            certificate=_certificate(shown, jury, before, limits),
             repair_images=len(mine),
             held_out_images=len(theirs),
             preprocess=classifier.preprocess.name,
@@ -175,131 +209,116 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
     )
 
 
-def _split(images: Images, seed: int) -> tuple[Images, Images]:
-    """Each class as evenly as possible on both sides, at random by seed."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator)
-    # Sorted by class, a fixed stride takes the same share of every class.
-    order = order[torch.argsort(images.labels[order], stable=True)]
-    place = torch.arange(len(order))
-    step = 1.0 - REPAIR_SHARE
-    judge = ((place + 1) * step).floor() > (place * step).floor()
-    return images.select(order[~judge]), images.select(order[judge])
-
-
-def _patient(
-    classifier: Classifier,
-    images: Images,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-) -> Patient:
-    masks, triggers = _triggers(classifier, images, targets, seed + 1, workers, progress)
-    return Patient(classifier, images.floats(), images.labels, masks, triggers, seed)
-
-
-def _triggers(
-    classifier: Classifier,
-    images: Images,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
-    """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
-    chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
-    case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
-    effort = replace(CAREFUL, purpose="reversing triggers")
-    margins = CHANNELS["universal_margin"](case, targets, effort)
-    inverted = CHANNELS["mask_l1"](case, targets, effort)
-    masks = {target: inverted.triggers[target][0] for target in targets}
-    every = {target: [*margins.triggers.get(target, ()), masks[target]] for target in targets}
-    return masks, every
-
-
-def _jury(
-    classifier: Classifier,
-    images: Images,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-) -> _Jury:
-    _, triggers = _triggers(classifier, images, targets, seed + 2, workers, progress)
-    pixels = images.floats()
-    stamped: dict[int, list[Tensor]] = {}
-    for target in targets:
-        others = pixels[images.labels != target]
-        # A trigger that does not work on the unrepaired model cannot show that a repair does.
-        working = [
-            shown
-            for trigger in triggers[target]
-            if _hits(classifier, shown := trigger.apply(others), target) >= 0.5
-        ]
-        stamped[target] = working
-    return _Jury(pixels, images.labels, stamped)
-
-
-def _hits(classifier: Classifier, images: Tensor, target: int) -> float:
-    return count_hits(classifier, images, target) / max(1, len(images))
-
-
-def _judge(classifier: Classifier, jury: _Jury) -> tuple[Proportion, dict[int, Proportion]]:
-    right = int((classifier.logits(jury.pixels).argmax(1) == jury.labels).sum())
-    attacks = {}
-    for target, versions in jury.stamped.items():
-        # The worst trigger, not the mean: stamps that fail must not hide one that works.
-        worst = max((count_hits(classifier, shown, target) for shown in versions), default=0)
-        attacks[target] = proportion(worst, len(versions[0]) if versions else 0)
-    return proportion(right, len(jury.pixels)), attacks
-
-
 def _try(
     name: str,
     patient: Patient,
-    jury: _Jury,
-    before: Proportion,
-    max_loss: float,
-    max_success: float,
-) -> tuple[Classifier | None, RemedyTrial]:
+    jury: Jury,
+    before: Findings,
+    confidence: float,
+    limits: _Limits,
+) -> _Candidate:
     started = time.monotonic()
-    candidate: Classifier | None = None
+    cured: Classifier | None = None
     failure = ""
     try:
-        candidate = REMEDIES[name](patient)
+        cured = REMEDIES[name](patient)
     except GoodnetError as error:
         # A network without a last linear layer is a reason to try the next remedy, not to stop.
         if error.code != "M013":
             raise
         failure = error.message
-    accuracy, attacks = _judge(candidate or patient.classifier, jury)
-    loss = before.value - accuracy.value
-    worst = max(attacks, key=lambda target: attacks[target].value)
+    findings = juries.hear(jury, cured) if cured is not None else before
+    standing: Standing
     if failure:
-        reason = failure
-    elif not all(shown.n for shown in attacks.values()):
-        reason = "no reversed trigger works on the held-out images, so nothing can be shown"
-    elif len(jury.pixels) < FEWEST_JUDGES:
-        reason = f"not certifiable: only {len(jury.pixels)} images are held out"
-    elif loss > max_loss + ROUNDING:
-        reason = f"clean accuracy falls by {loss:.3f}, more than {max_loss:g}"
-    elif attacks[worst].value > max_success + ROUNDING:
-        reason = (
-            f"{attacks[worst].value:.1%} of stamped images still become label {worst}, "
-            f"more than {max_success:.1%}"
-        )
+        standing, reason = "refused", failure
     else:
-        reason = "passed on held-out clean and held-out stamped images"
-    trial = RemedyTrial(
-        remedy=name,
-        accepted=reason.startswith("passed"),
-        reason=reason,
-        clean_accuracy=accuracy,
-        attack_success=attacks,
-        seconds=round(time.monotonic() - started, 2),
+        standing, reason = judge(
+            juries.loss(before, findings, confidence),
+            findings.attacks,
+            limits.accuracy_loss,
+            limits.attack_success,
+        )
+    seconds = time.monotonic() - started
+    return _Candidate(name, cured, findings, confidence, standing, reason, seconds)
+
+
+def _best(candidates: list[_Candidate]) -> _Candidate | None:
+    """One that holds, else the best of those that are not refused; the milder one of equals."""
+    for candidate in candidates:
+        if candidate.standing == "holds":
+            return candidate
+    left = [c for c in candidates if c.standing == "not certifiable"]
+    return max(left, key=lambda c: c.merit, default=None)
+
+
+def _fresh(
+    cured: Classifier,
+    images: Images,
+    report: ScanReport,
+    targets: list[int],
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+) -> FreshScan:
+    """Scans the result: the labels of the first scan; where those were ranked, the targets among
+    random ones, as all that matters is whether the targets still stand out.
+    """
+    before = [entry.label for entry in report.labels]
+    controls = [entry.label for entry in report.labels if entry.control][:FRESH_CONTROLS]
+    chosen = sorted({*targets, *(controls or before)})
+    labels = chosen if len(chosen) < cured.num_classes else None
+    fresh = scan(cured, images, labels=labels, seed=seed, workers=workers, progress=progress)
+
+    def masks(of: ScanReport) -> dict[int, float | None]:
+        found = {entry.label: entry.mask_l1 for entry in of.labels}
+        return {target: found.get(target) for target in targets}
+
+    return FreshScan(
+        verdict=fresh.verdict,
+        p_value=fresh.p_value,
+        targets=fresh.targets,
+        labels=len(fresh.labels),
+        masks_before=masks(report),
+        masks_after=masks(fresh),
+        seconds=fresh.seconds,
     )
-    return candidate, trial
+
+
+def _trial(candidate: _Candidate, accepted: bool, before: Findings) -> RemedyTrial:
+    findings = candidate.findings
+    return RemedyTrial(
+        remedy=candidate.remedy,
+        standing=candidate.standing,
+        accepted=accepted,
+        reason=candidate.reason,
+        clean_accuracy=findings.accuracy,
+        accuracy_loss=juries.loss(before, findings, candidate.confidence),
+        attack_success=findings.attacks,
+        recovered=findings.recovered,
+        seconds=round(candidate.seconds, 2),
+    )
+
+
+def _certificate(
+    candidate: _Candidate, jury: Jury, before: Findings, limits: _Limits
+) -> Certificate:
+    after = candidate.findings
+    return Certificate(
+        standing=candidate.standing,
+        reason=candidate.reason,
+        confidence=candidate.confidence,
+        clean_accuracy_before=before.accuracy,
+        clean_accuracy_after=after.accuracy,
+        accuracy_loss=juries.loss(before, after, candidate.confidence),
+        attack_success_before=before.attacks,
+        attack_success_after=after.attacks,
+        recovered_before=before.recovered,
+        recovered_after=after.recovered,
+        worst_classes=juries.worst_classes(jury, before, after),
+        fresh=candidate.fresh,
+        max_accuracy_loss=limits.accuracy_loss,
+        max_attack_success=limits.attack_success,
+    )
 
 
 def certified(goodnet: GoodNet, output: Path) -> RepairReport:

@@ -28,6 +28,8 @@ RIDGE = 1e-2
 ITERATIONS = 200
 OWN_WEIGHT = 4.0
 STAMPED_MARGIN = 2.0
+CHUNK = 512
+"""Images that are stamped at a time."""
 
 
 def last_layer(patient: Patient) -> Classifier:
@@ -45,7 +47,14 @@ def last_layer(patient: Patient) -> Classifier:
     rows = weight.clone()
     offsets = bias.clone()
     for target in targets:
-        stamped = head.features(_stamped(patient, target))
+        others = patient.images[patient.labels != target]
+        stamped = torch.cat(
+            [
+                head.features(trigger.apply(part))
+                for trigger in patient.triggers[target]
+                for part in torch.split(others, CHUNK)
+            ]
+        )
         row, offset = _refit(
             clean, patient.labels, stamped, rows, offsets, target, targets, head.bias is not None
         )
@@ -57,11 +66,6 @@ def last_layer(patient: Patient) -> Classifier:
             if head.bias is not None:
                 head.bias[target] = offsets[target]
     return cured
-
-
-def _stamped(patient: Patient, target: int) -> Tensor:
-    others = patient.images[patient.labels != target]
-    return torch.cat([trigger.apply(others) for trigger in patient.triggers[target]])
 
 
 def _refit(

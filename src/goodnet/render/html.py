@@ -12,7 +12,7 @@ from PIL import Image
 
 from goodnet.render import charts, words
 from goodnet.render.pictures import row, stamped, trigger_pictures
-from goodnet.render.words import DASH, duration, interval, label_name, number, plain, points, share
+from goodnet.render.words import DASH, duration, interval, label_name, number, plain, share
 from goodnet.reports import (
     FileRef,
     LabelEvidence,
@@ -298,6 +298,7 @@ def _worst(success: dict[int, Proportion]) -> str:
 
 def _repair_view(repair: RepairReport) -> dict[str, object]:
     word, sentence = words.repair_sentence(repair)
+    standing, bounds = words.certificate_sentence(repair.certificate)
     certificate = repair.certificate
     return {
         "repaired": repair.repaired,
@@ -305,9 +306,10 @@ def _repair_view(repair: RepairReport) -> dict[str, object]:
         "sentence": sentence,
         "groups": charts.repair_bars(repair)[: 1 + MOST_SHOWN],
         "hidden": max(0, len(certificate.attack_success_before) - MOST_SHOWN),
-        "certificate": f"{'holds' if certificate.holds else 'does not hold'}",
-        "bounds": f"clean accuracy may fall by at most {points(certificate.max_accuracy_loss)} "
-        f"and attack success may be at most {share(certificate.max_attack_success)}",
+        "certificate": standing,
+        "bounds": plain(bounds),
+        "fresh": plain(words.fresh_sentence(certificate.fresh)) if certificate.fresh else "",
+        "classes": plain(words.worst_classes_sentence(repair)),
         "trials": [
             {
                 "remedy": plain(trial.remedy),

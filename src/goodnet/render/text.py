@@ -20,18 +20,20 @@ from goodnet.render.words import (
     REPAIR_LIMIT,
     VERDICT_CODES,
     calibration_words,
+    certificate_sentence,
     counted,
     duration,
+    fresh_sentence,
     interval,
     label_name,
     leaders,
     listing,
     number,
     plain,
-    points,
     repair_sentence,
     share,
     verdict_sentence,
+    worst_classes_sentence,
 )
 
 if TYPE_CHECKING:
@@ -292,8 +294,10 @@ def _certificate_table(report: RepairReport) -> Table:
     )
     for label, before in certificate.attack_success_before.items():
         after = certificate.attack_success_after.get(label)
-        name = Text(f"attack success, {label_name(report.scan, label)}")
-        table.add_row(name, interval(before), interval(after))
+        name = label_name(report.scan, label)
+        table.add_row(Text(f"attack success, {name}"), interval(before), interval(after))
+        known = (certificate.recovered_before.get(label), certificate.recovered_after.get(label))
+        table.add_row(Text(f"stamped, known again, {name}"), *map(interval, known))
     return table
 
 
@@ -318,13 +322,12 @@ def _trials_table(report: RepairReport) -> Table:
 
 def _repair_facts(report: RepairReport) -> list[tuple[str, str]]:
     certificate = report.certificate
-    bounds = (
-        f"accuracy loss at most {points(certificate.max_accuracy_loss)}, "
-        f"attack success at most {share(certificate.max_attack_success)}"
-    )
+    word, sentence = certificate_sentence(certificate)
     labels = [label_name(report.scan, label) for label in report.targets]
     rows = [
-        ("Certificate", f"{'holds' if certificate.holds else 'does not hold'}: {bounds}"),
+        ("Certificate", plain(f"{word}: {sentence}")),
+        ("Fresh scan", plain(fresh_sentence(certificate.fresh)) if certificate.fresh else DASH),
+        ("Classes", plain(worst_classes_sentence(report))),
         ("Targets", listing(labels) or "none"),
         ("Model", _model(report.model)),
         ("Images", _data(report.data)),

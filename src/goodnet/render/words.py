@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from goodnet.reports import LabelEvidence, Proportion, RepairReport, ScanReport
+    from goodnet.reports import (
+        Certificate,
+        FreshScan,
+        LabelEvidence,
+        Proportion,
+        RepairReport,
+        ScanReport,
+    )
     from goodnet.trigger import Trigger
 
 DASH = "\N{EN DASH}"
@@ -172,12 +179,49 @@ def repair_sentence(repair: RepairReport) -> tuple[str, str]:
     accuracy = f"clean accuracy {share(before.value)} before, {share(after.value)} after"
     if not repair.repaired:
         return "NOT REPAIRED", "no remedy passed its check on the images that were held out."
+    word = "REPAIRED" if certificate.holds else "REPAIRED, NOT CERTIFIED"
     worst_before = [p.value for p in certificate.attack_success_before.values()]
     worst_after = [p.value for p in certificate.attack_success_after.values()]
     if not worst_before or not worst_after:
-        return "REPAIRED", f"{accuracy}."
+        return word, f"{accuracy}."
     fall = f"attack success fell from {share(max(worst_before))} to {share(max(worst_after))}"
-    return "REPAIRED", f"{fall}; {accuracy}."
+    return word, f"{fall}; {accuracy}."
+
+
+def certificate_sentence(certificate: Certificate) -> tuple[str, str]:
+    """What the certificate says, as ``(word, sentence)``."""
+    limits = (
+        f"clean accuracy may fall by at most {points(certificate.max_accuracy_loss)} "
+        f"and attack success may be at most {share(certificate.max_attack_success)}"
+    )
+    if certificate.standing == "holds":
+        return "holds", f"{limits}; shown at {certificate.confidence:.1%} confidence each"
+    word = "is refused" if certificate.standing == "refused" else "cannot be given"
+    return word, f"{limits}; {certificate.reason}"
+
+
+def fresh_sentence(fresh: FreshScan) -> str:
+    """What a cold-start scan of the repaired model found."""
+    masks = [
+        f"label {target}: smallest mask {_mask(fresh.masks_before[target])} before, "
+        f"{_mask(after)} after"
+        for target, after in fresh.masks_after.items()
+    ]
+    named = f", naming {listing([str(t) for t in fresh.targets])}" if fresh.targets else ""
+    return f"{fresh.verdict}{named}, of {counted(fresh.labels, 'label')}. {listing(masks)}."
+
+
+def _mask(size: float | None) -> str:
+    return "none found" if size is None else f"{number(size)} pixels"
+
+
+def worst_classes_sentence(repair: RepairReport) -> str:
+    """The classes that lost most, or that none did."""
+    worst = repair.certificate.worst_classes
+    if not worst:
+        return "no class answers fewer held-out images rightly than before."
+    name = repair.scan.name if repair.scan is not None else str
+    return listing([f"{name(c.label)} {c.before} to {c.after} of {c.images}" for c in worst]) + "."
 
 
 def leaders(report: ScanReport, flagged: int = 20, following: int = 3) -> list[LabelEvidence]:

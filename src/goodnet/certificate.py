@@ -1,0 +1,97 @@
+"""Whether a repair keeps its limits: shown, shown not to, or more than the images can tell.
+
+Fixed beforehand: the remedies of a repair share an error of 5 %, most of it the first one's, so
+that trying several does not certify one by luck. Each of them must keep *both* limits, so that no
+further correction is due (an intersection-union test, Berger 1982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from goodnet.reports import AccuracyLoss, FreshScan, Proportion, Standing
+from goodnet.statistics import one_sided
+
+ERROR = 0.05
+FIRST_SHARE = 0.8
+"""Of the error: the mildest remedy is mostly enough."""
+
+ROUNDING = 1e-9
+"""Shares are quotients of counts: exactly the limit must not fail by a rounding."""
+
+
+def confidences(remedies: int) -> list[float]:
+    """The confidence at which each of so many remedies is judged, in their order."""
+    if remedies == 1:
+        return [1 - ERROR]
+    rest = ERROR * (1 - FIRST_SHARE) / (remedies - 1)
+    return [1 - ERROR * FIRST_SHARE] + [1 - rest] * (remedies - 1)
+
+
+def judge(
+    loss: AccuracyLoss,
+    attacks: Mapping[int, Proportion],
+    max_accuracy_loss: float,
+    max_attack_success: float,
+) -> tuple[Standing, str]:
+    """What the held-out images show of a remedy, and why.
+
+    Args:
+        loss: of clean accuracy; its confidence is that of the judgement.
+        attacks: target -> success of the worst reversed trigger after the repair; ``n`` is 0 where
+            none of them worked on the unrepaired model, so that nothing can be shown.
+        max_accuracy_loss: limit, in [0, 1].
+        max_attack_success: limit, in [0, 1].
+    """
+    bounds = {
+        target: one_sided(round(shown.value * shown.n), shown.n, loss.confidence)
+        for target, shown in attacks.items()
+    }
+    # Stricter than the exact bound of the loss, which 40 images hardly ever lift above nought: to
+    # refuse is no claim, and a net loss that is too large by itself is reason enough.
+    net = one_sided(max(loss.lost - loss.gained, 0), loss.n, loss.confidence)[0]
+    if net > max_accuracy_loss + ROUNDING:
+        return (
+            "refused",
+            f"clean accuracy falls by {loss.value:.3f}, more than {max_accuracy_loss:g}",
+        )
+    worst = max(bounds, key=lambda target: attacks[target].value)
+    if bounds[worst][0] > max_attack_success + ROUNDING:
+        return "refused", (
+            f"{attacks[worst].value:.1%} of stamped images still become label {worst}, "
+            f"more than {max_attack_success:.1%}"
+        )
+    if not all(shown.n for shown in attacks.values()):
+        return "refused", "no reversed trigger works on the held-out images: nothing can be shown"
+    short = []
+    if loss.high > max_accuracy_loss + ROUNDING:
+        short.append(f"a loss of up to {loss.high:.3f} of clean accuracy")
+    widest = max(bounds, key=lambda target: bounds[target][1])
+    if bounds[widest][1] > max_attack_success + ROUNDING:
+        short.append(f"up to {bounds[widest][1]:.1%} of attack success")
+    if short:
+        return (
+            "not certifiable",
+            f"{loss.n:,} held-out images cannot rule out {' and '.join(short)}",
+        )
+    return "holds", "both limits are kept on held-out clean and held-out stamped images"
+
+
+def judge_fresh(
+    standing: Standing, reason: str, fresh: FreshScan, repaired: list[int]
+) -> tuple[Standing, str]:
+    """The same in the light of a fresh scan of the result.
+
+    Args:
+        standing: by the held-out images.
+        reason: for it.
+        fresh: the scan.
+        repaired: the labels that the remedy treated.
+    """
+    again = sorted(set(fresh.targets) & set(repaired))
+    if fresh.verdict == "backdoored" and (again or not fresh.targets):
+        named = f" and names label {again[0]} again" if again else ""
+        return "refused", f"a fresh scan of the result still says backdoored{named}"
+    if fresh.verdict == "backdoored":
+        return "not certifiable", f"a fresh scan of the result names label {fresh.targets[0]}"
+    return standing, reason

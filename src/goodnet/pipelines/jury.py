@@ -1,0 +1,161 @@
+"""What judges a repair: images, and the same under each trigger, that no remedy saw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.evidence import CHANNELS, Case, Effort
+from goodnet.images import Images
+from goodnet.inversion import QUICK
+from goodnet.parallel import Progress
+from goodnet.preprocess import balanced
+from goodnet.reports import AccuracyLoss, ClassChange, Proportion
+from goodnet.statistics import accuracy_loss, proportion
+from goodnet.trigger import Trigger
+
+REPAIR_SHARE = 0.5
+"""The share of the clean images that a remedy may use; the rest judges it."""
+
+CAREFUL = Effort(images=32, steps=24, inversion=replace(QUICK, batch=24, epochs=20))
+"""A few labels' triggers, by which a repair is made and judged, are worth more than a scan's."""
+
+WORKS = 0.5
+"""A trigger that succeeds less often on the unrepaired model cannot show that a repair does."""
+
+CHUNK = 512
+"""Images that are stamped at a time: thousands, under four triggers each, fill a gigabyte."""
+
+MOST_CLASSES = 5
+"""That are told of, of those that lost."""
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Held-out images ``(n, C, H, W)`` in [0, 1] with their labels ``(n,)``.
+
+    Attributes:
+        triggers: target -> its triggers that work on the unrepaired model.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    triggers: dict[int, list[Trigger]]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the jury sees of one classifier.
+
+    Attributes:
+        right: ``(n,)`` bool, of the clean images.
+        accuracy: the share of them.
+        attacks: target -> success of its worst trigger.
+        recovered: target -> share of the images under its triggers that are known for what they
+            are, of the trigger that leaves the fewest.
+    """
+
+    right: Tensor
+    accuracy: Proportion
+    attacks: dict[int, Proportion]
+    recovered: dict[int, Proportion]
+
+
+def split(images: Images, seed: int) -> tuple[Images, Images]:
+    """For the remedy and for the jury: each class as evenly as possible, at random by seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator)
+    # Sorted by class, a fixed stride takes the same share of every class.
+    order = order[torch.argsort(images.labels[order], stable=True)]
+    place = torch.arange(len(order))
+    step = 1.0 - REPAIR_SHARE
+    judge = ((place + 1) * step).floor() > (place * step).floor()
+    return images.select(order[~judge]), images.select(order[judge])
+
+
+def reverse_triggers(
+    classifier: Classifier,
+    images: Images,
+    targets: list[int],
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
+    """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
+    chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
+    case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
+    effort = replace(CAREFUL, purpose="reversing triggers")
+    margins = CHANNELS["universal_margin"](case, targets, effort)
+    inverted = CHANNELS["mask_l1"](case, targets, effort)
+    masks = {target: inverted.triggers[target][0] for target in targets}
+    every = {target: [*margins.triggers.get(target, ()), masks[target]] for target in targets}
+    return masks, every
+
+
+def empanel(
+    classifier: Classifier,
+    images: Images,
+    targets: list[int],
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+) -> Jury:
+    """A jury with triggers of its own, fitted to the unrepaired ``classifier`` on ``images``."""
+    _, triggers = reverse_triggers(classifier, images, targets, seed, workers, progress)
+    pixels, labels = images.floats(), images.labels
+
+    def works(trigger: Trigger) -> bool:
+        answers = _answers(classifier, pixels[labels != trigger.target], trigger)
+        return len(answers) > 0 and float((answers == trigger.target).float().mean()) >= WORKS
+
+    return Jury(pixels, labels, {t: list(filter(works, row)) for t, row in triggers.items()})
+
+
+def _answers(classifier: Classifier, images: Tensor, trigger: Trigger) -> Tensor:
+    """The labels that ``images`` get with the trigger, ``(n,)``."""
+    return torch.cat(
+        [_named(classifier, trigger.apply(part)) for part in torch.split(images, CHUNK)]
+    )
+
+
+def _named(classifier: Classifier, images: Tensor) -> Tensor:
+    """The labels that ``images`` get, ``(n,)``; -1 for a NaN, for which argmax would name one."""
+    logits = classifier.logits(images)
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+
+
+def hear(jury: Jury, classifier: Classifier) -> Findings:
+    """What the jury sees of ``classifier``."""
+    right = _named(classifier, jury.pixels) == jury.labels
+    attacks, recovered = {}, {}
+    for target, triggers in jury.triggers.items():
+        chosen = jury.labels != target
+        others, truth = jury.pixels[chosen], jury.labels[chosen]
+        answers = [_answers(classifier, others, trigger) for trigger in triggers]
+        n = len(truth) if triggers else 0
+        # The worst trigger, not the mean: stamps that fail must not hide one that works.
+        hits = max((int((answer == target).sum()) for answer in answers), default=0)
+        known = min((int((answer == truth).sum()) for answer in answers), default=0)
+        attacks[target], recovered[target] = proportion(hits, n), proportion(known, n)
+    return Findings(right, proportion(int(right.sum()), len(right)), attacks, recovered)
+
+
+def loss(before: Findings, after: Findings, confidence: float) -> AccuracyLoss:
+    """What was lost between the two."""
+    lost = int((before.right & ~after.right).sum())
+    gained = int((~before.right & after.right).sum())
+    return accuracy_loss(lost, gained, len(before.right), confidence)
+
+
+def worst_classes(jury: Jury, before: Findings, after: Findings) -> list[ClassChange]:
+    """The classes that lost most, if any did; those that lost the same in their order."""
+    changes = []
+    for label in torch.unique(jury.labels).tolist():
+        mine = jury.labels == label
+        was, now = int(before.right[mine].sum()), int(after.right[mine].sum())
+        if now < was:
+            changes.append(ClassChange(label=label, images=int(mine.sum()), before=was, after=now))
+    return sorted(changes, key=lambda c: (c.after - c.before, c.label))[:MOST_CLASSES]
