@@ -31,7 +31,6 @@ from goodnet.reports import (
 )
 from goodnet.version import __version__
 
-
 FRESH_CONTROLS = 12
 """Labels beside the targets in the fresh scan of a network with hundreds of classes."""
 
