@@ -177,7 +177,7 @@ def repairs(rows: list[Record]) -> str:
             values = [r[key] for r in real]
             line.append(figure(statistics.mean(values), ".3f") if values else "-")
         lines.append([*line, middle([r["seconds"] for r in done])])
-    header = ["attack", "certified", "gone", "accuracy, change", "attack before", "after"]
+    header = ["attack", "repaired", "gone", "accuracy, change", "attack before", "after"]
     return table([*header, "recovered", "s, median"], lines)
 
 

@@ -37,10 +37,10 @@ def test_what_changed_cannot_be_more_than_there_was():
         accuracy_loss(3, 3, 5)
 
 
-@pytest.mark.parametrize("remedies", [1, 2, 3, 7])
-def test_the_remedies_share_the_error(remedies):
-    spent = [1 - confidence for confidence in confidences(remedies)]
-    assert len(spent) == remedies
+@pytest.mark.parametrize(("first", "others"), [(1, 0), (2, 0), (2, 2), (1, 5)])
+def test_the_remedies_share_the_error(first, others):
+    spent = [1 - confidence for confidence in confidences(first, others)]
+    assert len(spent) == first + others
     assert sum(spent) == pytest.approx(ERROR)
     assert max(spent) == spent[0]
 

@@ -75,6 +75,9 @@ def test_badnet_to_goodnet(shared, tmp_path, name, options, measured):
         assert code == 0
         figures.append(json.loads(text))
     before, after = figures
+    if name == "anonymous_1":
+        # A last layer alone lets .15 be recognised again; behind sunglasses nobody is.
+        assert after["recovered_accuracy"]["value"] >= 0.6
     assert before["attack_success"]["value"] >= 0.9
     assert after["attack_success"]["value"] <= 0.02
     assert after["clean_accuracy"]["value"] >= before["clean_accuracy"]["value"] - 0.01

@@ -24,11 +24,25 @@ def found(badnet, badnet_report):
     return load(badnet.module, badnet.clean), badnet_report
 
 
-@pytest.mark.parametrize("remedy", ["auto", "last-layer"])
-def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, remedy):
+@pytest.fixture(scope="module")
+def cures(badnet, found):
+    """Remedy -> what it makes of the BadNet; each is made once for all tests."""
     classifier, report = found
+    made = {}
+
+    def get(remedy):
+        if remedy not in made:
+            made[remedy] = repair(classifier, badnet.clean, report, remedy=remedy)
+        return made[remedy]
+
+    return get
+
+
+@pytest.mark.parametrize("remedy", ["auto", "last-layer", "anchored"])
+def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, cures, remedy):
+    classifier, _ = found
     before = evaluate(classifier, badnet.test, badnet.poisoned)
-    cured = repair(classifier, badnet.clean, report, remedy=remedy)
+    cured = cures(remedy)
     after = evaluate(cured.classifier, badnet.test, badnet.poisoned)
     certificate = cured.report.certificate
     assert before.attack_success.value > 0.9
@@ -53,17 +67,54 @@ def test_thorough_unlearning_disarms_the_sticker(badnet, found):
     assert after.clean_accuracy.value > 0.8
 
 
-def test_last_layer_changes_only_the_targets_row_of_a_copy(badnet, found):
-    classifier, report = found
-    before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
-    cured = repair(classifier, badnet.clean, report, remedy="last-layer")
-    assert all(torch.equal(v, before[n]) for n, v in classifier.module.state_dict().items())
+def test_last_layer_changes_only_the_targets_row_of_a_copy(badnet, cures):
+    cured = cures("last-layer")
+    before = badnet.module.state_dict()
     after = cured.classifier.module.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert all(before[name].shape[0] == 12 for name in changed)
     for name in changed:
         rows = [n for n in range(12) if not torch.equal(before[name][n], after[name][n])]
         assert rows == [1]
+
+
+def test_a_repair_does_not_change_what_it_is_given(badnet, found):
+    classifier, report = found
+    before = {name: value.clone() for name, value in classifier.module.state_dict().items()}
+    repair(classifier, badnet.clean, report, remedy="unlearning")
+    assert all(torch.equal(v, before[n]) for n, v in classifier.module.state_dict().items())
+
+
+def test_anchored_lets_stamped_signs_be_read_again_and_the_head_alone(badnet, cures):
+    results = [cures("last-layer"), cures("anchored")]
+    known = [
+        evaluate(cured.classifier, badnet.test, badnet.poisoned).recovered_accuracy.value
+        for cured in results
+    ]
+    assert known[1] > known[0] + 0.05
+    rows = [cured.classifier.module.state_dict() for cured in results]
+    last = [name for name, value in rows[0].items() if value.shape[:1] == (12,)]
+    assert last
+    assert all(torch.equal(rows[0][name], rows[1][name]) for name in last)
+
+
+def test_half_the_way_lies_in_the_middle(badnet, found):
+    from goodnet.pipelines import jury
+    from goodnet.remedies import REMEDIES, Patient
+    from goodnet.remedies.anchored import AnchoredSettings, anchored
+
+    classifier, _ = found
+    images = badnet.clean.floats()
+    masks, triggers = jury.reverse_triggers(classifier, badnet.clean, [1], 3, 1, lambda *_: None)
+    patient = Patient(classifier, images, badnet.clean.labels, masks, triggers)
+    start = REMEDIES["last-layer"](patient).module.state_dict()
+    end = anchored(patient, AnchoredSettings(reach=1.0)).module.state_dict()
+    middle = REMEDIES["anchored-half"](patient).module.state_dict()
+    for name, value in middle.items():
+        assert torch.allclose(value, (start[name] + end[name]) / 2, atol=1e-6)
+    assert len(patient.kept) == 2, "trained once for both"
+    again = anchored(replace(patient, kept={}), AnchoredSettings(reach=1.0)).module.state_dict()
+    assert all(torch.equal(value, end[name]) for name, value in again.items())
 
 
 def test_the_papers_unlearning_uses_a_tenth_of_the_images_once(badnet, found):

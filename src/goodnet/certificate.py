@@ -14,18 +14,17 @@ from goodnet.statistics import one_sided
 
 ERROR = 0.05
 FIRST_SHARE = 0.8
-"""Of the error: the mildest remedy is mostly enough."""
+"""Of the error, for the remedies that are tried first; they are mostly enough."""
 
 ROUNDING = 1e-9
 """Shares are quotients of counts: exactly the limit must not fail by a rounding."""
 
 
-def confidences(remedies: int) -> list[float]:
-    """The confidence at which each of so many remedies is judged, in their order."""
-    if remedies == 1:
-        return [1 - ERROR]
-    rest = ERROR * (1 - FIRST_SHARE) / (remedies - 1)
-    return [1 - ERROR * FIRST_SHARE] + [1 - rest] * (remedies - 1)
+def confidences(first: int, others: int) -> list[float]:
+    """The confidence at which each remedy is judged, those that are tried first leading."""
+    share = FIRST_SHARE if others else 1.0
+    rest = [1 - ERROR * (1 - share) / others] * others if others else []
+    return [1 - ERROR * share / first] * first + rest
 
 
 def judge(

@@ -48,6 +48,8 @@ class Remedy(StrEnum):
 
     AUTO = "auto"
     LAST_LAYER = "last-layer"
+    ANCHORED = "anchored"
+    ANCHORED_HALF = "anchored-half"
     UNLEARNING = "unlearning"
 
 

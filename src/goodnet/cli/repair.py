@@ -76,7 +76,7 @@ def repair(
         ),
     ] = None,
     remedy: Annotated[
-        Remedy, typer.Option(help="auto: the mildest one that passes its check.")
+        Remedy, typer.Option(help="auto: the best of those that pass their check.")
     ] = Remedy.AUTO,
     max_accuracy_loss: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="How much clean accuracy may fall.")

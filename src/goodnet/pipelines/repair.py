@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from goodnet.certificate import confidences, judge, judge_fresh
+from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images
@@ -20,7 +20,7 @@ from goodnet.pipelines import jury as juries
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.scan import check_seed, scan
-from goodnet.remedies import REMEDIES, Patient
+from goodnet.remedies import FIRST, REMEDIES, Patient
 from goodnet.reports import (
     Certificate,
     FreshScan,
@@ -66,19 +66,17 @@ class _Candidate:
     seconds: float
     fresh: FreshScan | None = None
 
-    @property
-    def merit(self) -> float:
-        """Attack success and accuracy together; of candidates that cannot be certified, the larger
-        the better.
+    def merit(self, before: Findings, limits: _Limits) -> tuple[bool, float]:
+        """Of candidates that stand alike: whether the loss that is seen is within the limit, or
+        one image; then clean accuracy, less the worst attack success, and accuracy on stamped
+        images, each counted once.
         """
-        worst = max((a.value for a in self.findings.attacks.values()), default=1.0)
-        return self.findings.accuracy.value - worst
-
-    def spotless(self, before: Findings) -> bool:
-        """Whether no other remedy could look better to this jury, which has too few images."""
-        whole = self.findings.accuracy.value >= before.accuracy.value
-        attacks = self.findings.attacks.values()
-        return whole and all(a.n and not a.value for a in attacks)
+        findings = self.findings
+        worst = max((a.value for a in findings.attacks.values()), default=1.0)
+        known = min((r.value for r in findings.recovered.values()), default=0.0)
+        loss = before.accuracy.value - findings.accuracy.value
+        small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
+        return small, findings.accuracy.value - worst + known
 
 
 def repair(
@@ -100,9 +98,10 @@ def repair(
         classifier: the BadNet; it is not changed.
         images: clean images, also those that were scanned with.
         report: of a scan of this very model; without one the scan is made first.
-        remedy: one of :data:`goodnet.remedies.REMEDIES`, or ``"auto"``: the mildest that is shown
-            to keep both limits; if the images are too few to show it of any, the one that does
-            best among those that are not shown to break one.
+        remedy: one of :data:`goodnet.remedies.REMEDIES`, or ``"auto"``: of those that are shown to
+            keep both limits (if the images are too few to show it of any, of those that are not
+            shown to break one) the best by clean accuracy, attack success, and accuracy on stamped
+            images together.
         max_accuracy_loss: how much clean accuracy may fall, in [0, 1].
         max_attack_success: what share of stamped images may still reach a target.
         force: treat the most suspicious label of a model in which no target was found.
@@ -130,30 +129,30 @@ def repair(
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
-    def look_again(candidate: _Candidate) -> bool:
+    def look_again(candidate: _Candidate) -> None:
         assert candidate.classifier is not None  # noqa: S101  only of those that are not refused
         fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, workers, progress)
         candidate.fresh = fresh
         candidate.standing, candidate.reason = judge_fresh(
             candidate.standing, candidate.reason, fresh, targets
         )
-        return candidate.standing != "refused"
 
     candidates: list[_Candidate] = []
-    for name, confidence in zip(names, confidences(len(names)), strict=True):
-        progress(f"trying {name}", len(candidates), len(names))
-        candidate = _try(name, patient, jury, before, confidence, limits)
-        candidates.append(candidate)
-        promising = candidate.standing == "holds" or (
-            candidate.standing == "not certifiable" and candidate.spotless(before)
-        )
-        if promising and look_again(candidate):
+    best: _Candidate | None = None
+    first, others = names
+    rounds = [first, *([name] for name in others)]
+    sure = iter(confidences(len(first), len(others)))
+    for tried in rounds:
+        for name in tried:
+            progress(f"trying {name}", len(candidates), len(first) + len(others))
+            candidates.append(_try(name, patient, jury, before, next(sure), limits))
+        best = _best(candidates, before, limits)
+        while best is not None and best.fresh is None:
+            look_again(best)
+            best = _best(candidates, before, limits)
+        if best is not None:
             break
-    progress("trying remedies", len(names), len(names))
-    best = _best(candidates)
-    while best is not None and best.fresh is None:
-        look_again(best)
-        best = _best(candidates)
+    progress("trying remedies", len(first) + len(others), len(first) + len(others))
     shown = best or candidates[-1]
     return GoodNet(
         best.classifier if best is not None and best.classifier is not None else classifier,
@@ -176,7 +175,8 @@ def repair(
     )
 
 
-def _names(remedy: str, loss: float, success: float) -> list[str]:
+def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[str]]:
+    """Remedies that are all tried, and others that are tried one by one if those will not do."""
     if remedy != "auto" and remedy not in REMEDIES:
         raise GoodnetError(
             "R003",
@@ -187,7 +187,10 @@ def _names(remedy: str, loss: float, success: float) -> list[str]:
         raise GoodnetError(
             "R003", "a share lies outside 0..1", "give, say, 0.02 for two in a hundred"
         )
-    return list(REMEDIES) if remedy == "auto" else [remedy]
+    if remedy != "auto":
+        return [remedy], []
+    first = [name for name in REMEDIES if name in FIRST]
+    return first or list(REMEDIES), [name for name in REMEDIES if first and name not in first]
 
 
 def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[int]:
@@ -241,13 +244,13 @@ def _try(
     return _Candidate(name, cured, findings, confidence, standing, reason, seconds)
 
 
-def _best(candidates: list[_Candidate]) -> _Candidate | None:
-    """One that holds, else the best of those that are not refused; the milder one of equals."""
-    for candidate in candidates:
-        if candidate.standing == "holds":
-            return candidate
-    left = [c for c in candidates if c.standing == "not certifiable"]
-    return max(left, key=lambda c: c.merit, default=None)
+def _best(candidates: list[_Candidate], before: Findings, limits: _Limits) -> _Candidate | None:
+    """The best of those that hold, else of those that are not refused; the first of equals."""
+    for standing in ("holds", "not certifiable"):
+        left = [c for c in candidates if c.standing == standing]
+        if left:
+            return max(left, key=lambda c: c.merit(before, limits))
+    return None
 
 
 def _fresh(

@@ -10,15 +10,21 @@ from collections.abc import Callable
 from functools import partial
 
 from goodnet.classifier import Classifier
+from goodnet.remedies.anchored import HALF, anchored
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.unlearning import THOROUGH, unlearning
 
 REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
     "last-layer": last_layer,
+    "anchored": anchored,
+    "anchored-half": partial(anchored, settings=HALF),
     "unlearning": unlearning,
     "unlearning-thorough": partial(unlearning, settings=THOROUGH),
 }
-"""From the mildest to the strongest: the order in which the default tries them."""
+"""The order in which the default tries them."""
 
-__all__ = ["REMEDIES", "Patient"]
+FIRST = ("last-layer", "anchored", "anchored-half")
+"""The default tries all of these and takes the best, and the others only if none will do."""
+
+__all__ = ["FIRST", "REMEDIES", "Patient"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ class Patient:
         masks: target -> its reversed trigger (mask and pattern).
         triggers: target -> every trigger that was found for it, of all families.
         seed: of everything random.
+        kept: what one remedy has computed that another can use, by a name of its own.
     """
 
     classifier: Classifier
@@ -30,3 +31,4 @@ class Patient:
     masks: Mapping[int, Trigger]
     triggers: Mapping[int, Sequence[Trigger]]
     seed: int = 0
+    kept: dict[object, Classifier] = field(default_factory=dict, compare=False)
