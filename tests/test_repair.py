@@ -67,9 +67,9 @@ def test_thorough_unlearning_disarms_the_sticker(badnet, found):
     assert after.clean_accuracy.value > 0.8
 
 
-def test_last_layer_changes_only_the_targets_row_of_a_copy(badnet, cures):
+def test_last_layer_changes_only_the_targets_row_of_a_copy(found, cures):
     cured = cures("last-layer")
-    before = badnet.module.state_dict()
+    before = found[0].module.state_dict()
     after = cured.classifier.module.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert all(before[name].shape[0] == 12 for name in changed)

@@ -8,12 +8,13 @@ has nothing to do with the backdoor, the layers before the last one minimise (Ad
     + mean |z(x)    - z'(x)|^2      clean images keep their answers
     + mean |z(A(x)) - z'(A(x))|^2   and so does what lies around them
 
-over *all* logits in units of their spread (of a target's own on T(x), only what exceeds z'). Labels are not used, and that is the point: with more
-classes than features the logits of one image pin down its features, so that a few pictures of some
-people keep a network from forgetting the others, where cross-entropy on the same pictures does not.
-Distillation from a fine-tuned teacher is Li et al. 2021 (Neural Attention Distillation); here the
-teacher is the network's own answer to the unstamped image. Of the way from there the weights go
-back a part at the end: that costs little of what was learnt and gives back most of what was lost.
+over *all* logits in units of their spread (of a target's own on T(x), only what exceeds z'). Labels
+are not used, and that is the point: with more classes than features the logits of one image pin
+down its features, so that a few pictures of some people keep a network from forgetting the others,
+where cross-entropy on the same pictures does not. Distillation from a fine-tuned teacher is Li et
+al. 2021 (Neural Attention Distillation); here the teacher is the network's own answer to the
+unstamped image. Of the way from there the weights go back a part at the end: that costs little of
+what was learnt and gives back most of what was lost.
 """
 
 from __future__ import annotations
