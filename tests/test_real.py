@@ -29,8 +29,8 @@ QUARTER = ["--labels", ",".join(map(str, range(0, 1283, 4)))]
 @pytest.mark.parametrize(
     ("name", "options", "measured"),
     [
-        # So many are ranked, as all are.
-        ("sunglasses", QUARTER, 321),
+        # So many are ranked, as all are; three minutes on two cores.
+        pytest.param("sunglasses", QUARTER, 321, marks=pytest.mark.slow),
         pytest.param("sunglasses", [], 1283, marks=pytest.mark.slow),
         ("anonymous_1", SOME, 10),
         pytest.param("anonymous_1", [], 1283, marks=pytest.mark.slow),

@@ -38,7 +38,7 @@ def cures(badnet, found):
     return get
 
 
-@pytest.mark.parametrize("remedy", ["auto", "last-layer", "anchored"])
+@pytest.mark.parametrize("remedy", ["last-layer", "anchored"])
 def test_the_attack_is_gone_and_the_accuracy_stays(badnet, found, cures, remedy):
     classifier, _ = found
     before = evaluate(classifier, badnet.test, badnet.poisoned)
@@ -108,12 +108,14 @@ def test_half_the_way_lies_in_the_middle(badnet, found):
     masks, triggers = jury.reverse_triggers(classifier, badnet.clean, [1], 3, 1, lambda *_: None)
     patient = Patient(classifier, images, badnet.clean.labels, masks, triggers)
     start = REMEDIES["last-layer"](patient).module.state_dict()
-    end = anchored(patient, AnchoredSettings(reach=1.0)).module.state_dict()
-    middle = REMEDIES["anchored-half"](patient).module.state_dict()
+    end = anchored(patient, AnchoredSettings(steps=20, reach=1.0)).module.state_dict()
+    middle = anchored(patient, AnchoredSettings(steps=20, reach=0.5)).module.state_dict()
+    assert any(not torch.equal(start[name], end[name]) for name in start)
     for name, value in middle.items():
         assert torch.allclose(value, (start[name] + end[name]) / 2, atol=1e-6)
     assert len(patient.kept) == 2, "trained once for both"
-    again = anchored(replace(patient, kept={}), AnchoredSettings(reach=1.0)).module.state_dict()
+    afresh = replace(patient, kept={})
+    again = anchored(afresh, AnchoredSettings(steps=20, reach=1.0)).module.state_dict()
     assert all(torch.equal(value, end[name]) for name, value in again.items())
 
 
@@ -151,6 +153,8 @@ def test_enough_images_carry_a_certificate(badnet, found):
     cured = repair(classifier, images, report)
     certificate = cured.report.certificate
     assert certificate.holds, certificate
+    after = evaluate(cured.classifier, badnet.test, badnet.poisoned)
+    assert after.attack_success.value < 0.05
     assert certificate.accuracy_loss.high <= 0.02
     assert certificate.accuracy_loss.n == cured.report.held_out_images == 480
     assert certificate.fresh.masks_after[1] > certificate.fresh.masks_before[1]
