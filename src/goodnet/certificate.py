@@ -1,7 +1,7 @@
 """Whether a repair keeps its limits: shown, shown not to, or more than the images can tell.
 
-Fixed beforehand: the remedies of a repair share an error of 5 %, most of it the first one's, so
-that trying several does not certify one by luck. Each of them must keep *both* limits, so that no
+Fixed beforehand: the remedies of a repair share an error of 5 %, most of it those that are tried
+first, so that trying several does not certify one by luck. Each must keep *both* limits, so that no
 further correction is due (an intersection-union test, Berger 1982).
 """
 

@@ -246,9 +246,14 @@ def attack_success(
 
 
 def count_hits(classifier: Classifier, images: Tensor, target: int) -> int:
-    """How many of ``images`` become ``target``; a NaN is no answer, although argmax names one."""
+    """How many of ``images`` become ``target``."""
+    return int((answers_to(classifier, images) == target).sum())
+
+
+def answers_to(classifier: Classifier, images: Tensor) -> Tensor:
+    """The labels that ``images`` get, ``(n,)``; -1 for a NaN, for which argmax would name one."""
     logits = classifier.logits(images)
-    return int(((logits.argmax(1) == target) & logits.isfinite().all(1)).sum())
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
 def _finite(value: float) -> float | None:

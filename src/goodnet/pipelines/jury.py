@@ -12,6 +12,7 @@ from goodnet.evidence import CHANNELS, Case, Effort
 from goodnet.images import Images
 from goodnet.inversion import QUICK
 from goodnet.parallel import Progress
+from goodnet.pipelines.conclude import answers_to
 from goodnet.preprocess import balanced
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
@@ -95,16 +96,8 @@ def reverse_triggers(
     return masks, every
 
 
-def empanel(
-    classifier: Classifier,
-    images: Images,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-) -> Jury:
+def empanel(classifier: Classifier, images: Images, triggers: dict[int, list[Trigger]]) -> Jury:
     """A jury with triggers of its own, fitted to the unrepaired ``classifier`` on ``images``."""
-    _, triggers = reverse_triggers(classifier, images, targets, seed, workers, progress)
     pixels, labels = images.floats(), images.labels
 
     def works(trigger: Trigger) -> bool:
@@ -117,19 +110,13 @@ def empanel(
 def _answers(classifier: Classifier, images: Tensor, trigger: Trigger) -> Tensor:
     """The labels that ``images`` get with the trigger, ``(n,)``."""
     return torch.cat(
-        [_named(classifier, trigger.apply(part)) for part in torch.split(images, CHUNK)]
+        [answers_to(classifier, trigger.apply(part)) for part in torch.split(images, CHUNK)]
     )
-
-
-def _named(classifier: Classifier, images: Tensor) -> Tensor:
-    """The labels that ``images`` get, ``(n,)``; -1 for a NaN, for which argmax would name one."""
-    logits = classifier.logits(images)
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
 def hear(jury: Jury, classifier: Classifier) -> Findings:
     """What the jury sees of ``classifier``."""
-    right = _named(classifier, jury.pixels) == jury.labels
+    right = answers_to(classifier, jury.pixels) == jury.labels
     attacks, recovered = {}, {}
     for target, triggers in jury.triggers.items():
         chosen = jury.labels != target

@@ -55,10 +55,10 @@ class _Limits:
 
 @dataclass
 class _Candidate:
-    """A remedy's result, and what was found out about it so far."""
+    """A remedy's result (the BadNet where it had none), and what was found out about it so far."""
 
     remedy: str
-    classifier: Classifier | None
+    classifier: Classifier
     findings: Findings
     confidence: float
     standing: Standing
@@ -125,12 +125,12 @@ def repair(
         classifier, mine, targets, seed + 1, workers, progress
     )
     patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed)
-    jury = juries.empanel(classifier, theirs, targets, seed + 2, workers, progress)
+    _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, workers, progress)
+    jury = juries.empanel(classifier, theirs, others)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
     def look_again(candidate: _Candidate) -> None:
-        assert candidate.classifier is not None  # noqa: S101  only of those that are not refused
         fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, workers, progress)
         candidate.fresh = fresh
         candidate.standing, candidate.reason = judge_fresh(
@@ -139,12 +139,12 @@ def repair(
 
     candidates: list[_Candidate] = []
     best: _Candidate | None = None
-    first, others = names
-    rounds = [first, *([name] for name in others)]
-    sure = iter(confidences(len(first), len(others)))
+    first, later = names
+    rounds = [first, *([name] for name in later)]
+    sure = iter(confidences(len(first), len(later)))
     for tried in rounds:
         for name in tried:
-            progress(f"trying {name}", len(candidates), len(first) + len(others))
+            progress(f"trying {name}", len(candidates), len(first) + len(later))
             candidates.append(_try(name, patient, jury, before, next(sure), limits))
         best = _best(candidates, before, limits)
         while best is not None and best.fresh is None:
@@ -152,10 +152,10 @@ def repair(
             best = _best(candidates, before, limits)
         if best is not None:
             break
-    progress("trying remedies", len(first) + len(others), len(first) + len(others))
+    progress("trying remedies", len(first) + len(later), len(first) + len(later))
     shown = best or candidates[-1]
     return GoodNet(
-        best.classifier if best is not None and best.classifier is not None else classifier,
+        classifier if best is None else best.classifier,
         RepairReport(
             version=__version__,
             repaired=best is not None,
@@ -220,7 +220,7 @@ def _try(
     limits: _Limits,
 ) -> _Candidate:
     started = time.monotonic()
-    cured: Classifier | None = None
+    cured = patient.classifier
     failure = ""
     try:
         cured = REMEDIES[name](patient)
@@ -229,7 +229,7 @@ def _try(
         if error.code != "M013":
             raise
         failure = error.message
-    findings = juries.hear(jury, cured) if cured is not None else before
+    findings = before if failure else juries.hear(jury, cured)
     standing: Standing
     if failure:
         standing, reason = "refused", failure

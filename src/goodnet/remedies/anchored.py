@@ -148,7 +148,7 @@ def _train(
         lifted = torch.zeros_like(error, dtype=torch.bool)
         lifted[len(batch) : 2 * len(batch), targets] = True
         loss = torch.where(lifted, error.relu(), error).square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimiser.step()
         falling.step()
     for parameter in parameters:

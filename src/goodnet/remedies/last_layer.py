@@ -108,7 +108,7 @@ def _refit(
             value = value + strayed / margin.clamp_min(1e-6)
         if bool(own.any()):
             value = value + OWN_WEIGHT * (at_clean[own] - before[own]).square().mean() / spread
-        value.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():

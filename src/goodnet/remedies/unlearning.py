@@ -67,7 +67,7 @@ def unlearning(patient: Patient, settings: UnlearningSettings = PAPER) -> Classi
         for batch in torch.split(torch.randperm(count, generator=generator), settings.batch):
             optimiser.zero_grad()
             loss = functional.cross_entropy(cured(samples[batch]), labels[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimiser.step()
     for parameter in parameters:
         parameter.requires_grad_(False)

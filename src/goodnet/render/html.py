@@ -314,6 +314,7 @@ def _repair_view(repair: RepairReport) -> dict[str, object]:
             {
                 "remedy": plain(trial.remedy),
                 "accepted": trial.accepted,
+                "outcome": words.outcome(trial),
                 "reason": plain(trial.reason),
                 "accuracy": interval(trial.clean_accuracy),
                 "success": _worst(trial.attack_success),

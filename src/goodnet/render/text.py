@@ -29,6 +29,7 @@ from goodnet.render.words import (
     leaders,
     listing,
     number,
+    outcome,
     plain,
     repair_sentence,
     share,
@@ -312,7 +313,7 @@ def _trials_table(report: RepairReport) -> Table:
         worst = [proportion.value for proportion in trial.attack_success.values()]
         table.add_row(
             Text(plain(trial.remedy)),
-            Text("accepted", style="green") if trial.accepted else Text("rejected", style="dim"),
+            Text(outcome(trial), style="green" if trial.accepted else "dim"),
             share(trial.clean_accuracy.value),
             share(max(worst)) if worst else DASH,
             Text(plain(trial.reason)),

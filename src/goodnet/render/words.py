@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         FreshScan,
         LabelEvidence,
         Proportion,
+        RemedyTrial,
         RepairReport,
         ScanReport,
     )
@@ -198,6 +199,13 @@ def certificate_sentence(certificate: Certificate) -> tuple[str, str]:
         return "holds", f"{limits}; shown at {certificate.confidence:.1%} confidence each"
     word = "is refused" if certificate.standing == "refused" else "cannot be given"
     return word, f"{limits}; {certificate.reason}"
+
+
+def outcome(trial: RemedyTrial) -> str:
+    """``"accepted"``, ``"rejected"``, or ``"not taken"`` where another one was better."""
+    if trial.accepted:
+        return "accepted"
+    return "rejected" if trial.standing == "refused" else "not taken"
 
 
 def fresh_sentence(fresh: FreshScan) -> str:
