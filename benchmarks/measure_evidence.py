@@ -40,6 +40,9 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
                 "mask_l1": row.mask_l1,
                 "noise_margin": row.noise_margin,
                 "warps": row.warps,
+                "patch_margin": row.patch_margin,
+                "patch_success": row.patch_success,
+                "patch_contrast": row.patch_contrast,
                 "preferred": row.preferred,
                 "score": row.score,
             }

@@ -67,6 +67,11 @@ class LabelEvidence(Data):
         noise_index: the same robust z for its logarithm.
         warps: mean logit margin that a smooth warp of the image reaches (key: its reach as text).
         warp_index: the same robust z of these margins.
+        patch_margin: mean logit margin that a small patch in its best place reaches.
+        patch_success: share of other classes' images, of those that the patch was fitted to, that
+            it sends to the label.
+        patch_contrast: by how many logits its place leads the middle one.
+        patch_index: the same robust z of the patch's margin.
         score: margin, mask and noise index in one number; it orders the labels.
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
         preferred: mean margin of the label under the small change of the images that favours it
@@ -92,6 +97,10 @@ class LabelEvidence(Data):
     noise_index: float | None = None
     warps: dict[str, float] = Field(default_factory=dict)
     warp_index: float | None = None
+    patch_margin: float | None = None
+    patch_success: float | None = None
+    patch_contrast: float | None = None
+    patch_index: float | None = None
     preferred: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None

@@ -20,9 +20,6 @@ Floats = NDArray[np.float64]
 CEILING = 8.0
 """No index counts for more than this: beyond it a robust z says nothing more."""
 
-NOISE_WEIGHT = 0.3
-"""Of the margin from noise, which is the first to be fooled by a label that is easy by nature."""
-
 MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.2, 0.25, 0.1
 """The least spread that labels are taken to have. The spread of ten labels is itself chance: where
 they happen to lie close together, an ordinary label would look like an outlier. Of margins (under
@@ -38,6 +35,7 @@ class Raw:
         masks: L1 norm of the smallest mask, in pixels.
         noise: margin from noise, in logits.
         warps: margin under a warp of each reach, in logits.
+        patches: margin under the best patch, in logits.
         clean_margin: the median difference between the two largest logits of a clean image, in
             logits: what a margin is worth in this network.
     """
@@ -46,6 +44,7 @@ class Raw:
     masks: Mapping[int, float] = field(default_factory=dict)
     noise: Mapping[int, float] = field(default_factory=dict)
     warps: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    patches: Mapping[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
 
@@ -61,7 +60,9 @@ class Scores:
             median/MAD however small a mask is.
         noise_index: robust z of the log margin from noise.
         warp_index: robust z of the margin under a warp, mean over the reaches; not in the score.
-        score: margin, mask and noise in one number, see :func:`agreement` and :func:`total`.
+        patch: margin under the best patch, in units of a clean image's; not in the score.
+        patch_index: robust z of it.
+        score: one number of all, see :func:`agreement` and :func:`total`.
     """
 
     labels: list[int]
@@ -70,6 +71,8 @@ class Scores:
     mask_index: Floats
     noise_index: Floats
     warp_index: Floats
+    patch: Floats
+    patch_index: Floats
     score: Floats
 
 
@@ -88,11 +91,15 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     warp = _mean_index(labels, raw.warps, usual, floor)
     sizes = np.array([raw.masks.get(label, np.nan) for label in labels], dtype=np.float64)
     mask = -robust_index(np.log(np.maximum(sizes, 1e-6)), usual, MASK_FLOOR)
+    patched = np.array([raw.patches.get(label, np.nan) for label in labels], dtype=np.float64)
+    patch = patched / max(raw.clean_margin, 1e-6)
+    patch_index = robust_index(patch, usual, MARGIN_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
-    one_number = total if is_ranked(labels, reference) else agreement
-    score = one_number(margin, mask, noise)
-    return Scores(list(labels), margin, _anomaly(sizes, usual), mask, noise, warp, score)
+    ranked = is_ranked(labels, reference)
+    score = total(margin, mask, noise) if ranked else agreement(mask, margin, patch_index)
+    anomaly = _anomaly(sizes, usual)
+    return Scores(list(labels), margin, anomaly, mask, noise, warp, patch, patch_index, score)
 
 
 def _mean_index(
@@ -135,16 +142,17 @@ def _bounded(index: Floats) -> Floats:
     return np.clip(np.nan_to_num(index, nan=0.0), 0.0, CEILING)
 
 
-def agreement(margin: Floats, mask: Floats, noise: Floats) -> Floats:
-    """One number for three indices, of few labels: ``(k + min(k, m) + w min(k, n)) / (2 + w)``.
+def agreement(mask: Floats, margin: Floats, patch: Floats) -> Floats:
+    """One number for three indices, of few labels: ``sqrt(k max(m, p))``.
 
-    k, m and n are the indices of mask, margin and noise margin, between 0 and :data:`CEILING`; w is
-    :data:`NOISE_WEIGHT`. On clean networks of few classes one index alone is often large: noise or
-    any faint change drives images to a label that is easy by nature. What is planted has a small
-    mask as well, so the other two count as far as the mask agrees.
+    k, m and p are the indices of mask, margin and patch, between 0 and :data:`CEILING`. On clean
+    networks of few classes one of them alone is often large: any faint change, or a patch of bright
+    colours anywhere, drives images to a label that is easy by nature, whose smallest mask is
+    ordinary. What is planted has a small mask as well, and obeys a faint change (a blend, stripes)
+    or a patch in one place (a sticker, a Trojan), seldom both.
     """
-    m, k, n = (_bounded(part) for part in (margin, mask, noise))
-    score: Floats = (k + np.minimum(k, m) + NOISE_WEIGHT * np.minimum(k, n)) / (2 + NOISE_WEIGHT)
+    k, m, p = (_bounded(part) for part in (mask, margin, patch))
+    score: Floats = np.sqrt(k * np.maximum(m, p))
     return score
 
 

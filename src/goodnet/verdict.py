@@ -170,13 +170,16 @@ def looks(scores: Scores, label: int) -> str:
     told = {
         "margin": scores.margin_index[place],
         "mask": scores.mask_index[place],
+        "patch": scores.patch_index[place],
         "noise": scores.noise_index[place],
     }
+    told = {name: value for name, value in told.items() if not math.isnan(value)}
     speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
     quiet = [name for name, value in told.items() if not value >= LOUD]
-    if told["mask"] >= LOUD and told["margin"] >= LOUD:
+    small, faint = (told.get(name, 0.0) >= LOUD for name in ("mask", "margin"))
+    if small and faint:
         opinion = "planted: a faint change and a small patch force it"
-    elif told["mask"] >= LOUD:
+    elif small:
         opinion = "planted: a small patch forces it, though no faint change does"
     else:
         opinion = "natural, perhaps: no smaller patch forces it than other labels"

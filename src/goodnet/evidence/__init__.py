@@ -13,6 +13,7 @@ from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.mask_l1 import mask_l1
 from goodnet.evidence.noise_margin import noise_margin
+from goodnet.evidence.patch_margin import patch_margin
 from goodnet.evidence.universal_margin import universal_margin
 from goodnet.evidence.warp_margin import warp_margin
 
@@ -20,6 +21,7 @@ CHANNELS: dict[str, Callable[[Case, list[int], Effort], Evidence]] = {
     "universal_margin": universal_margin,
     "mask_l1": mask_l1,
     "noise_margin": noise_margin,
+    "patch_margin": patch_margin,
     "warp_margin": warp_margin,
 }
 

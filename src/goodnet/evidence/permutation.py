@@ -8,28 +8,21 @@ own. Misses backdoors with one target: a complement to the other channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
 
+from goodnet import patches
 from goodnet.evidence.case import Case
 from goodnet.evidence.class_map import ClassMap, read, readable
-from goodnet.evidence.untargeted import faint, small
+from goodnet.evidence.untargeted import faint, local
 from goodnet.parallel import Stop, run_blocks
-from goodnet.perturbation import rows_per_chunk
 from goodnet.trigger import Trigger
 
 BUDGETS = (0.09, 0.15)
 """L2 budgets, as shares of the square root of the number of values in an image."""
-
-FEW_CLASSES = 20
-
-FEW, MANY = (4, 8), (9, 16)
-"""Random starts of a mask, and images a step: for up to :data:`FEW_CLASSES` classes, and for more.
-With 10 classes the patch of an all-to-all BadNet is found from every start, with few images; with
-43 from one start in three, or fewer."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ NOT_MEASURED = Permutation(math.nan, math.nan)
 
 
 def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
-    """Looks for a change, faint or small, that permutes the classes.
+    """Looks for a change, faint or in one place, that permutes the classes.
 
     Args:
         case: the classifier, and the images that triggers are fitted to.
@@ -62,13 +55,9 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
     searches: list[Callable[[Stop], list[Trigger]]] = [
         partial(_faint, case, share * root) for share in BUDGETS
     ]
-    starts, batch = FEW if case.classifier.num_classes <= FEW_CLASSES else MANY
-    # Two blocks at least: they are what the cores share.
-    rows = min(rows_per_chunk(batch), starts // 2)
-    searches += [
-        partial(_small, case, min(rows, starts - first), batch, case.seed * starts + first)
-        for first in range(0, starts, rows)
-    ]
+    places = patches.grid(case.classifier.input_shape)
+    # Two pieces of work, whatever the number of workers.
+    searches += [partial(_local, case, places[first::2]) for first in (0, 1)]
 
     def measure(search: Callable[[Stop], list[Trigger]], stop: Stop) -> Permutation:
         judged = [_judged(case, trigger, held, held_labels) for trigger in search(stop)]
@@ -91,9 +80,8 @@ def _faint(case: Case, budget: float, stop: Stop) -> list[Trigger]:
     return [faint(case.classifier, case.fit, case.fit_labels, budget, seed=case.seed, stop=stop)]
 
 
-def _small(case: Case, starts: int, batch: int, seed: int, stop: Stop) -> list[Trigger]:
-    images, labels = case.fit, case.fit_labels
-    return small(case.classifier, images, labels, starts, batch=batch, seed=seed, stop=stop)
+def _local(case: Case, places: Sequence[patches.Place], stop: Stop) -> list[Trigger]:
+    return local(case.classifier, case.fit, case.fit_labels, places, stop=stop)
 
 
 def _judged(case: Case, trigger: Trigger, held: Tensor, held_labels: Tensor) -> Permutation:

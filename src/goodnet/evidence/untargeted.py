@@ -1,18 +1,20 @@
 """Triggers towards no label in particular: one change that takes images of all classes elsewhere.
 
-Two kinds, as with targeted ones: a faint change of the whole image, within an L2 ball, and a small
-mask with its pattern. The goal of both is that the true label loses, plus the entropy of the mean
+Two kinds, as with targeted ones: a faint change of the whole image, within an L2 ball, and a patch
+in one place. The goal of both is that the true label loses, plus the entropy of the mean
 prediction, which keeps the change from driving all images to one label.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from goodnet import patches
 from goodnet.classifier import Classifier
 from goodnet.parallel import Stop, Stopped
 from goodnet.perturbation import MOMENTUM, row_margins
@@ -23,13 +25,14 @@ NOBODY = -1
 
 FAINT_STEPS, FAINT_IMAGES = 40, 32
 
-FAINT_SPREAD, SMALL_SPREAD = 2.0, 1.0
+FAINT_SPREAD, LOCAL_SPREAD = 2.0, 1.0
 """Weights of the entropy of the mean prediction, in units of the logarithm of the classes."""
 
-EPOCHS, STEPS_PER_EPOCH = 12, 8
-SUCCESS = 0.9
-"""Share of images that have to leave their class before the mask is made smaller."""
-COST, MULTIPLIER = 1e-3, 1.7
+LOOK_IMAGES, LOOK_STEPS = 16, 8
+"""What a patch is tried with in every place."""
+
+MORE_IMAGES, MORE_STEPS, LEADERS = 48, 16, 2
+"""And in the places that lead, and how many do."""
 
 
 def faint(
@@ -71,70 +74,47 @@ def faint(
     return Trigger(extent / extent.max().clamp_min(1e-12), delta, NOBODY, "additive")
 
 
-def small(
+def local(
     classifier: Classifier,
     images: Tensor,
     labels: Tensor,
-    starts: int,
+    places: Sequence[patches.Place],
     *,
-    batch: int,
-    seed: int,
     stop: Stop,
 ) -> list[Trigger]:
-    """Masks and patterns from several random starts, as small as they can be.
+    """Patches in the places where one takes images of most classes elsewhere.
 
-    Neural Cleanse's inversion (Wang et al. 2019, eq. 3) with another goal::
+    A little in every place first, then further in the places that lead::
 
-        minimise  mean softplus( f_y - max_{j != y} f_j ) - H(mean prediction) / log K + cost |m|_1
+        maximise  -mean softplus( f_y - max_{j != y} f_j ) + H(mean prediction) / log K
 
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1].
+        images: float32 ``(n, C, H, W)`` in [0, 1]; the first 48 are used.
         labels: int64 ``(n,)``.
-        starts: how many; they go through the network together.
-        batch: images a step.
-        seed: of the starts and of the mini-batches.
+        places: where a patch may lie.
         stop: set from outside to give up early.
-
-    Returns:
-        For every start the smallest mask that worked; those where none did are left out.
 
     Raises:
         Stopped: when ``stop`` was set.
     """
-    generator = torch.Generator().manual_seed(seed)
-    channels, height, width = classifier.input_shape
-    mask = torch.randn(starts, 1, height, width, generator=generator).requires_grad_(True)
-    pattern = torch.randn(starts, channels, height, width, generator=generator).requires_grad_(True)
-    solver = torch.optim.Adam([mask, pattern], lr=0.1, betas=(0.5, 0.9))
-    cost = torch.full((starts,), COST)
-    best: list[tuple[float, Trigger | None]] = [(math.inf, None)] * starts
-    for _ in range(EPOCHS):
-        success = torch.zeros(starts)
-        for _ in range(STEPS_PER_EPOCH):
-            if stop.is_set():
-                raise Stopped
-            chosen = torch.randperm(len(images), generator=generator)[:batch]
-            m, p = mask.sigmoid()[:, None], pattern.sigmoid()[:, None]
-            stamped = ((1.0 - m) * images[chosen] + m * p).flatten(0, 1)
-            own = labels[chosen].repeat(starts)
-            logits = classifier(stamped)
-            stays = functional.softplus(row_margins(logits, own)).view(starts, -1).mean(1)
-            spread = _spread(logits.view(starts, -1, logits.shape[1]))
-            loss = stays - SMALL_SPREAD * spread + cost * m.flatten(1).sum(1)
-            mask.grad, pattern.grad = torch.autograd.grad(loss.sum(), (mask, pattern))
-            solver.step()
-            left = (logits.detach().argmax(1) != own).float().view(starts, -1).mean(1)
-            success += left / STEPS_PER_EPOCH
-        works = success >= SUCCESS
-        with torch.no_grad():
-            sizes = mask.sigmoid().flatten(1).sum(1)
-            for row in torch.nonzero(works)[:, 0].tolist():
-                if float(sizes[row]) < best[row][0]:
-                    found = Trigger(mask[row].sigmoid(), pattern[row].sigmoid(), NOBODY)
-                    best[row] = (float(sizes[row]), found)
-        cost = torch.where(works, cost * MULTIPLIER, cost / MULTIPLIER**1.5)
-    return [found for _, found in best if found is not None]
+    shape = classifier.input_shape
+
+    def goal(logits: Tensor) -> Tensor:
+        rows, count = logits.shape[:2]
+        own = row_margins(logits.flatten(0, 1), labels[:count].repeat(rows)).view(rows, count)
+        return LOCAL_SPREAD * _spread(logits) - functional.softplus(own).mean(1)
+
+    few, start = images[:LOOK_IMAGES], patches.grey(shape, len(places))
+    seen, logits = patches.climb(classifier, few, places, start, goal, LOOK_STEPS, stop=stop)
+    order = torch.argsort(goal(logits), descending=True)[:LEADERS]
+    leading = [places[index] for index in order.tolist()]
+    more = images[:MORE_IMAGES]
+    final, _ = patches.climb(classifier, more, leading, seen[order], goal, MORE_STEPS, stop=stop)
+    return [
+        patches.as_trigger(shape, place, pattern, NOBODY)
+        for place, pattern in zip(leading, final, strict=True)
+    ]
 
 
 def _spread(logits: Tensor) -> Tensor:

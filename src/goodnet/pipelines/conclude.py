@@ -50,6 +50,7 @@ class Measured:
         masks: of ``labels``.
         noise: of ``labels``, the margin from noise.
         warps: of ``labels``, the margin under a warp.
+        patches: of ``labels``, what the best patch does.
         skipped: labels that the budget left no time for, in the ranking or in full.
         permutation: of the whole model.
         preferred: label -> its margin under the change that favours it most; of all labels.
@@ -63,6 +64,7 @@ class Measured:
     masks: Evidence
     noise: Evidence = field(default_factory=Evidence)
     warps: Evidence = field(default_factory=Evidence)
+    patches: Evidence = field(default_factory=Evidence)
     skipped: list[int] = field(default_factory=list)
     permutation: Permutation = NOT_MEASURED
     preferred: dict[int, float] = field(default_factory=dict)
@@ -75,6 +77,7 @@ class Measured:
             masks={n: row[0] for n, row in self.masks.values.items() if n in self.labels},
             noise={n: row[0] for n, row in self.noise.values.items()},
             warps=self.warps.values,
+            patches={n: row[0] for n, row in self.patches.values.items()},
             clean_margin=self.clean_margin,
         )
         return combine(self.labels, raw, self.reference)
@@ -205,6 +208,7 @@ def _rows(
             continue
         budgets = measured.margins.values.get(label, ())
         warps = measured.warps.values.get(label, ())
+        patch = measured.patches.values.get(label)
         trigger = measured.masks.triggers.get(label)
         mask, noise = measured.masks.values.get(label), measured.noise.values.get(label)
         rows.append(
@@ -221,6 +225,10 @@ def _rows(
                 noise_index=_finite(scores.noise_index[index]),
                 warps={f"{r:g}": m for r, m in zip(REACHES, warps, strict=False)},
                 warp_index=_finite(scores.warp_index[index]),
+                patch_margin=patch[0] if patch else None,
+                patch_success=patch[1] if patch else None,
+                patch_contrast=patch[2] if patch else None,
+                patch_index=_finite(scores.patch_index[index]),
                 preferred=measured.preferred.get(label),
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,

@@ -45,6 +45,7 @@ HELD_OUT = 200
 FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
 WARPS = replace(FULL, images=16, purpose="measuring margins under warps")
+PATCHES = replace(FULL, steps=12, purpose="trying small patches everywhere")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
@@ -263,9 +264,10 @@ def _default(
     )
     # Where no reference models are like this one, nothing could be made of it.
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
-    warps = Evidence()
+    warps, patches = Evidence(), Evidence()
     if tables.out_of_reach(tested, tested, images, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
+        patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
@@ -273,7 +275,7 @@ def _default(
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
-    skipped.update(margins.skipped, noise.skipped, warps.skipped, masks.skipped)
+    skipped.update(margins.skipped, noise.skipped, warps.skipped, patches.skipped, masks.skipped)
     # A label counts when every channel came to it: a few masks are no measure of what is usual.
     chosen, reference = ([n for n in some if n not in skipped] for some in (chosen, reference))
     return Measured(
@@ -284,6 +286,7 @@ def _default(
         masks,
         noise,
         warps,
+        patches,
         sorted(skipped),
         permuted,
         {label: row[0] for label, row in preferred.values.items()},
