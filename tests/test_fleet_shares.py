@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -11,35 +10,22 @@ import threading
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from cli_case import save_data, save_model
+from fleet_case import answer, patterns, result_of, same
 from test_resume import Templates
 
 from goodnet import __version__
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Share
-from goodnet.images import Images, load_images
+from goodnet.images import Images
 from goodnet.inversion import QUICK
 from goodnet.pipelines import scan as scanning
 from goodnet.pipelines.fleet import UNFINISHED, fleet
-from goodnet.pipelines.fleet_job import LABELS, Job, Shared, failed
+from goodnet.pipelines.fleet_job import Job, Shared, failed
 from goodnet.pipelines.fleet_shares import ROUNDS, answers
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import measure_share, scan
-from goodnet.reports import FleetResult
-
-CLASSES = 2 * LABELS["default"] + 8
-"""Three shares."""
-
-
-def patterns(classes):
-    return torch.rand(classes, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-
-
-def answer(report):
-    return report.model_dump(exclude={"seconds"})
 
 
 class Watch:
@@ -154,39 +140,6 @@ def test_a_share_that_fails_ends_its_model_and_no_other():
     results, order, _ = worked([job("bad"), job("good")], do)
     assert [(j.name, r.error_code) for j, r in results] == [("bad", "R007"), ("good", "R006")]
     assert order[:3] == [("bad", 0, 0), ("bad", 1, 4), ("good", 0, 0)]
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """A folder with a model of many labels, and its images beside it."""
-    folder = tmp_path_factory.mktemp("many")
-    (folder / "models").mkdir()
-    shown = patterns(CLASSES)
-    save_model(folder / "models" / "many.pt", Templates(shown))
-    pixels = (shown.permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    save_data(folder / "clean.npz", pixels, np.arange(CLASSES))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone(many):
-    """The report of a scan of that model by itself."""
-    path, data = many / "models" / "many.pt", many / "clean.npz"
-    images = load_images(data)
-    return scan(load(path, images), images, workers=1)
-
-
-def same(result, alone):
-    mine, its = answer(result.report), answer(alone)
-    # The fleet tells paths as it was given them.
-    for report in (mine, its):
-        report["model"].pop("path")
-        report["data"].pop("path")
-    return json.dumps(mine, sort_keys=True) == json.dumps(its, sort_keys=True)
-
-
-def result_of(out):
-    return FleetResult.model_validate_json((out / "many.pt.json").read_bytes())
 
 
 @pytest.mark.slow
