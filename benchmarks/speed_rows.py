@@ -31,13 +31,17 @@ def load_only() -> dict[str, Any]:
     return {"labels": classifier.num_classes}
 
 
-def scan_file(model: str, data: str, workers: int | None, seed: int) -> dict[str, Any]:
+def scan_file(
+    model: str, data: str, workers: int | None, seed: int, budget: float | None
+) -> dict[str, Any]:
     """A default scan by file, as a user makes it; seconds begin with reading the file."""
     started, stages = time.perf_counter(), Stages()
     clean = goodnet.load_images(data)
     classifier = goodnet.load(model, clean)
     read = time.perf_counter()
-    report = goodnet.scan(classifier, clean, workers=workers, seed=seed, progress=stages)
+    report = goodnet.scan(
+        classifier, clean, workers=workers, seed=seed, progress=stages, budget=budget
+    )
     ended = time.perf_counter()
     return {
         "labels": classifier.num_classes,
@@ -51,9 +55,9 @@ def scan_file(model: str, data: str, workers: int | None, seed: int) -> dict[str
     }
 
 
-def default_scan(workers: int | None, seed: int) -> dict[str, Any]:
-    """A default scan of the real BadNet with 1,283 labels."""
-    found = scan_file(str(NET), str(FACES), workers, seed)
+def default_scan(workers: int | None, seed: int, budget: float | None) -> dict[str, Any]:
+    """A default scan of the real BadNet with 1,283 labels; without a budget but for trials."""
+    found = scan_file(str(NET), str(FACES), workers, seed, budget)
     right = found["verdict"] == "backdoored" and found["targets"] == [TARGET]
     return found | {"right": right}
 
@@ -188,13 +192,13 @@ def widened(classifier: Classifier, clean: Images, labels: int, noise: float, se
     return wide, Images(some.pixels, moved)
 
 
-def growth(labels: int, noise: float, seed: int) -> dict[str, Any]:
+def growth(labels: int, noise: float, seed: int, budget: float | None) -> dict[str, Any]:
     """A default scan of the real trunk with so many labels."""
     clean = goodnet.load_images(FACES)
     wide, some = widened(goodnet.load(NET, clean), clean, labels, noise, seed)
     stages = Stages()
     started = time.perf_counter()
-    report = goodnet.scan(wide, some, seed=seed, progress=stages)
+    report = goodnet.scan(wide, some, seed=seed, progress=stages, budget=budget)
     seconds = time.perf_counter() - started
     took = stages.close()
     ranking = sum(value for stage, value in took.items() if stage.startswith("ranking"))
@@ -211,14 +215,16 @@ def growth(labels: int, noise: float, seed: int) -> dict[str, Any]:
     }
 
 
-def signs(place: Path, data: str, file: str, split: str, seed: int) -> dict[str, Any]:
+def signs(
+    place: Path, data: str, file: str, split: str, seed: int, budget: float | None
+) -> dict[str, Any]:
     """A default scan of a network of the zoo, by its file."""
     import zoo
 
     clean = zoo.defender(data, split)
     started, stages = time.perf_counter(), Stages()
     classifier = goodnet.load(place / file, clean)
-    report = goodnet.scan(classifier, clean, seed=seed, progress=stages)
+    report = goodnet.scan(classifier, clean, seed=seed, progress=stages, budget=budget)
     return {
         "labels": classifier.num_classes,
         "images": len(clean),
