@@ -110,15 +110,17 @@ def test_shares_wait_for_each_other_and_the_last_task_concludes():
             return told(task)
         if task.share == 3:
             return told(task)
+        if task.shares == 0:
+            return Shared(shares=3, done=False, seconds=1.5)
         rounds[task.share] = rounds.get(task.share, 0) + 1
         return Shared(shares=3, done=rounds[task.share] == (3 if task.share else 2), seconds=1.5)
 
     results, order, tasks = worked([job("large"), job("small")], do)
     assert [j.name for j, _ in results] == ["large", "small"]
-    first = [("large", 0, 0), ("large", 1, 3), ("large", 2, 3)]
-    second, third = [("large", n, 3) for n in range(3)], [("large", 1, 3), ("large", 2, 3)]
-    assert order == [*first, *second, *third, ("large", 3, 3), ("small", 0, 0)]
-    assert tasks[-2].spent == 8 * 1.5
+    one_round, last = [("large", n, 3) for n in range(3)], [("large", 1, 3), ("large", 2, 3)]
+    rest = [("large", 3, 3), ("small", 0, 0)]
+    assert order == [("large", 0, 0), *one_round, *one_round, *last, *rest]
+    assert tasks[-2].spent == 9 * 1.5
 
 
 def test_shares_that_never_settle_are_concluded_all_the_same():
@@ -127,7 +129,7 @@ def test_shares_that_never_settle_are_concluded_all_the_same():
 
     results, order, _ = worked([job()], do)
     assert len(results) == 1
-    assert len(order) == 2 * ROUNDS + 1
+    assert len(order) == 1 + 2 * ROUNDS + 1
     assert order[-1] == ("a", 2, 2)
 
 
@@ -139,7 +141,7 @@ def test_a_share_that_fails_ends_its_model_and_no_other():
 
     results, order, _ = worked([job("bad"), job("good")], do)
     assert [(j.name, r.error_code) for j, r in results] == [("bad", "R007"), ("good", "R006")]
-    assert order[:3] == [("bad", 0, 0), ("bad", 1, 4), ("good", 0, 0)]
+    assert order[:4] == [("bad", 0, 0), ("bad", 0, 4), ("bad", 1, 4), ("good", 0, 0)]
 
 
 @pytest.mark.slow

@@ -125,6 +125,12 @@ def fleet(
             known[job.file] = failed(job, absent)
     progress("scanning models", len(known), len(jobs))
     state = place.folder / UNFINISHED if place.folder is not None else None
+    if state is not None and state.is_symlink():
+        raise GoodnetError(
+            "O001",
+            f"{state} is a link; a fleet keeps no state in one",
+            "name another place for the output",
+        )
     workforce = (
         partial(run_on_ray, address=ray)
         if ray is not None and todo

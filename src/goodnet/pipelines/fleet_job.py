@@ -74,8 +74,8 @@ class Task:
     Attributes:
         job: the scan.
         share: which share of the blocks, from 0; ``shares`` for the report after all of them.
-        shares: how many there are; 0 before anybody has looked at the model: then a model with few
-            labels is scanned as a whole, and of one with many this is the first share.
+        shares: how many there are; 0 before anybody has looked at the model: then one with few
+            labels is scanned as a whole, and of one with many it is told how many shares it has.
         spent: seconds that the job has taken in other tasks.
     """
 
@@ -86,7 +86,7 @@ class Task:
 
 
 class Shared(Data):
-    """The answer of a task that has measured a share.
+    """The answer of a task that has measured a share, or has found out how many there are.
 
     Attributes:
         shares: how many the model's blocks are in.
@@ -133,6 +133,10 @@ def do(task: Task, state: Path) -> Answer:
         shares = task.shares or -(-classifier.num_classes // LABELS[job.method])
         # A budget is of one clock, and is for a scan that has it to itself.
         split = shares > 1 and job.budget is None
+        if split and task.shares == 0:
+            # Nothing is measured yet: the others would stand idle.
+            took = round(time.monotonic() - started, 2)
+            return Shared(shares=shares, done=False, seconds=took)
         if split and task.share < shares:
             share, method, seed = Share(task.share, shares), job.method, job.seed
             done = measure_share(

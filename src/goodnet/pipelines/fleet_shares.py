@@ -56,8 +56,10 @@ def answers(jobs: Sequence[Job], workforce: Workforce) -> Generator[tuple[Job, F
                 yield job, answer
                 continue
             if task.shares == 0:
-                begun[job.file] = _Shares(set(range(answer.shares)))
-                _add(queue, job, answer.shares, range(1, answer.shares), 0.0)
+                everything = range(answer.shares)
+                begun[job.file] = _Shares(set(everything), spent=answer.seconds)
+                _add(queue, job, answer.shares, everything, 0.0)
+                continue
             shares = begun[job.file]
             shares.spent += answer.seconds
             shares.waiting.discard(task.share)
