@@ -153,6 +153,10 @@ def workers(labels: int, repeats: int, seed: int) -> dict[str, Any]:
     }
 
 
+SHORTER = 0.6
+"""The length of a new row, as a share of a real one's: most images keep their own label."""
+
+
 def widened(classifier: Classifier, clean: Images, labels: int, noise: float, seed: int):
     """The classifier with another number of labels, and the images that it has labels for.
 
@@ -178,6 +182,8 @@ def widened(classifier: Classifier, clean: Images, labels: int, noise: float, se
     extra = torch.randint(len(weight), (max(0, labels - len(weight)),), generator=generator)
     spread = noise * float(weight.std())
     fresh = weight[extra] + spread * torch.randn(len(extra), weight.shape[1], generator=generator)
+    # Rows as long as the real ones or longer would win on everybody's images, so many are they.
+    fresh = SHORTER * fresh / math.sqrt(1.0 + noise**2)
     head = nn.Linear(weight.shape[1], labels)
     with torch.no_grad():
         head.weight.copy_(torch.cat([weight[kept], fresh]))
