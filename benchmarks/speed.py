@@ -96,7 +96,15 @@ def _network(given: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 def gtsrb(given: argparse.Namespace) -> dict[str, Any]:
     """Default scan of a network of 43 traffic signs."""
     place, truth = _network(given)
-    found = apart(speed_rows.signs, place, truth["data"], truth["file"], truth["split"], given.seed)
+    found = apart(
+        speed_rows.signs,
+        place,
+        truth["data"],
+        truth["file"],
+        truth["split"],
+        given.seed,
+        budget(given),
+    )
     return {"model": given.model, "true_targets": truth["targets"], **found}
 
 
