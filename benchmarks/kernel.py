@@ -20,12 +20,13 @@ from goodnet import perturbation
 from goodnet.parallel import single_threaded
 
 SECONDS = 3.0
+CHUNKS = (16, 32, 48, 64, 128)
 
 
-def rate(work, images: int, workers: int) -> float:
+def rate(work, images: int, workers: int, seconds: float = SECONDS) -> float:
     """Images per second of ``workers`` threads that repeat ``work`` on ``images`` images each."""
     work()
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + seconds
 
     def repeat() -> int:
         torch.set_num_threads(1)
@@ -41,18 +42,11 @@ def rate(work, images: int, workers: int) -> float:
     return done * images / (time.monotonic() - started)
 
 
-def main() -> None:
-    """Prints one line a chunk."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True)
-    arguments = parser.parse_args()
-    clean = goodnet.load_images(arguments.data)
-    classifier = goodnet.load(arguments.model, clean)
-    stop = threading.Event()
-    print("chunk  bare/s  ascend/s  ratio  ascend/s with 2 workers  ratio to 1")
+def rates(classifier, clean, chunks=CHUNKS, seconds: float = SECONDS) -> list[dict[str, float]]:
+    """For each chunk: images per second of the bare loop, of ``ascend``, and of two of those."""
+    stop, found = threading.Event(), []
     with single_threaded():
-        for chunk in (16, 32, 48, 64, 128):
+        for chunk in chunks:
             images, labels = clean.floats()[:8], clean.labels[:8]
             targets = list(range(chunk // 8))
             batch = images.repeat(chunk // 8, 1, 1, 1)
@@ -64,12 +58,32 @@ def main() -> None:
             def ascend(images=images, labels=labels, targets=targets) -> None:
                 perturbation.ascend(classifier, images, labels, targets, 4.0, 4, stop=stop)
 
-            base, one, two = rate(bare, chunk, 1), rate(ascend, chunk * 4, 1), 0.0
-            two = rate(ascend, chunk * 4, 2)
-            print(
-                f"{chunk:5d}  {base:6.0f}  {one:8.0f}  {one / base:5.2f}  {two:23.0f}  "
-                f"{two / one:10.2f}"
+            found.append(
+                {
+                    "chunk": chunk,
+                    "bare": rate(bare, chunk, 1, seconds),
+                    "ascend": rate(ascend, chunk * 4, 1, seconds),
+                    "ascend_2": rate(ascend, chunk * 4, 2, seconds),
+                }
             )
+    return found
+
+
+def main() -> None:
+    """Prints one line a chunk."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    arguments = parser.parse_args()
+    clean = goodnet.load_images(arguments.data)
+    classifier = goodnet.load(arguments.model, clean)
+    print("chunk  bare/s  ascend/s  ratio  ascend/s with 2 workers  ratio to 1")
+    for row in rates(classifier, clean):
+        base, one, two = row["bare"], row["ascend"], row["ascend_2"]
+        print(
+            f"{row['chunk']:5d}  {base:6.0f}  {one:8.0f}  {one / base:5.2f}  {two:23.0f}  "
+            f"{two / one:10.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -27,36 +27,22 @@ def peer_record(
     peer: str, truth: dict[str, Any], place: Path, limit: float | None
 ) -> dict[str, Any]:
     """Runs a peer on the model in a format that it reads; arguments as for goodnet's record."""
-    from train import load_network
-
-    from goodnet.pipelines.attack import write_model
-
-    setup = next(s for s in zoo.setups() if truth["model"] in s.models())
-    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"])
-    network, scale = load_network(setup, place, shown), truth["recipe"]["preprocess"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, data = folder / f"m{PEERS[peer]}", folder / "d.npz"
-        if peer == "art":
-            if setup.suffix == ".pt2":
-                return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
-            write_model(network, shown.judge.shape, model)
-        else:
-            # Told no scale, the peer takes images in [0, 1]: the network's own step goes inside.
-            torch.jit.trace(network, torch.zeros(1, *shown.judge.shape)).save(str(model))
-            scale = "unit"
-        pixels = shown.defender.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-        np.savez(data, images=pixels, labels=shown.defender.labels.numpy())
-        arguments = ["--model", str(model), "--data", str(data), "--scale", scale]
+        arguments = handed_over(peer, truth, place, folder)
+        if arguments is None:
+            return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
         if limit is not None and truth["num_classes"] > MANY_LABELS:
-            probe = _run(peer, [*arguments, "--labels", str(TIMED)], folder / "probe.json", limit)
+            probe = run_peer(
+                peer, [*arguments, "--labels", str(TIMED)], folder / "probe.json", limit
+            )
             ahead = probe.get("seconds_all_labels_extrapolated", 0.0)
             if "error" in probe:
                 return probe
             if ahead > BENEFIT * limit:
                 reason = f"would take about {ahead:.0f} s; the limit is {limit:.0f} s"
                 return {"error": reason, "seconds": probe["seconds"]}
-        report = _run(peer, arguments, folder / "report.json", limit)
+        report = run_peer(peer, arguments, folder / "report.json", limit)
     if "error" in report:
         return report
     labels = report["labels"].values()
@@ -80,10 +66,48 @@ def peer_record(
     }
 
 
-def _run(peer: str, arguments: list[str], output: Path, limit: float | None) -> dict[str, Any]:
+def handed_over(peer: str, truth: dict[str, Any], place: Path, folder: Path) -> list[str] | None:
+    """Writes a model of the zoo and its images as a peer reads them.
+
+    Args:
+        peer: its name.
+        truth: the model's ``truth.json``.
+        place: its directory.
+        folder: where to write.
+
+    Returns:
+        What the peer's program is told; None where the peer does not take this kind of model.
+    """
+    from train import load_network
+
+    from goodnet.pipelines.attack import write_model
+
+    setup = next(s for s in zoo.setups() if truth["model"] in s.models())
+    shown = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"])
+    network, scale = load_network(setup, place, shown), truth["recipe"]["preprocess"]
+    model, data = folder / f"m{PEERS[peer]}", folder / "d.npz"
+    if peer == "art":
+        if setup.suffix == ".pt2":
+            return None
+        write_model(network, shown.judge.shape, model)
+    else:
+        # Told no scale, the peer takes images in [0, 1]: the network's own step goes inside.
+        torch.jit.trace(network, torch.zeros(1, *shown.judge.shape)).save(str(model))
+        scale = "unit"
+    pixels = shown.defender.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    np.savez(data, images=pixels, labels=shown.defender.labels.numpy())
+    return ["--model", str(model), "--data", str(data), "--scale", scale]
+
+
+def program(peer: str) -> Path:
+    """The Python of a peer's environment, which may not be there."""
+    return zoo.HERE.parent / ".peers" / peer / "bin" / "python"
+
+
+def run_peer(peer: str, arguments: list[str], output: Path, limit: float | None) -> dict[str, Any]:
     """One call of the peer's program, on as many threads as this process has."""
     command = [
-        str(zoo.HERE.parent / ".peers" / peer / "bin" / "python"),
+        str(program(peer)),
         str(zoo.HERE / "peers" / peer / "run.py"),
         *arguments,
         *("--seed", "0", "--threads", str(torch.get_num_threads()), "-o", str(output)),

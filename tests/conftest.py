@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from cli_case import Rows, bright_rows, save_data, save_model
+from fleet_case import save_many
 from torch import nn
 
 from goodnet.attacks.patch import PatchAttack, sticker
 from goodnet.attacks.poison import poison, poisoned_test
 from goodnet.attacks.signs import YIELD, draw_signs
 from goodnet.attacks.train import small_cnn, train
-from goodnet.images import Images
+from goodnet.images import Images, load_images
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import scan
 from goodnet.reports import ScanReport
@@ -110,6 +111,19 @@ def hub(tmp_path_factory) -> Path:
     (models / JUNK).write_bytes(b"no model")
     (models / "scan.triggers.safetensors").write_bytes(b"what a scan has written")
     return folder
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory) -> Path:
+    """``models`` with a model of many labels, and ``clean.npz`` beside it."""
+    return save_many(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
+def alone(many) -> ScanReport:
+    """The report of a scan of that model by itself."""
+    images = load_images(many / "clean.npz")
+    return scan(load(many / "models" / "many.pt", images), images, workers=1)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def _climb_some(
         # The gradient to the images is all that is needed: cutting windows out of it is cheaper
         # than a graph that pastes them.
         batch = stamped.flatten(0, 1).detach().requires_grad_(True)
-        value = goal(classifier(batch).unflatten(0, (len(places), -1))).sum()
+        value = goal(_by_patch(classifier(batch), len(places))).sum()
         (slope,) = torch.autograd.grad(value, batch)
         slope = slope.view_as(stamped).sum(1)
         gradient = torch.stack(
@@ -136,7 +136,12 @@ def _climb_some(
     for window, content in zip(windows, pattern, strict=True):
         window.copy_(content)
     with torch.no_grad():
-        return pattern, classifier(stamped.flatten(0, 1)).unflatten(0, (len(places), -1))
+        return pattern, _by_patch(classifier(stamped.flatten(0, 1)), len(places))
+
+
+def _by_patch(logits: Tensor, patches: int) -> Tensor:
+    """``(R * n, K)`` as ``(R, n, K)``."""
+    return logits.view(patches, -1, logits.shape[1])
 
 
 def as_trigger(shape: tuple[int, int, int], place: Place, pattern: Tensor, target: int) -> Trigger:

@@ -61,7 +61,7 @@ def fleet(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, show_default=False, help="Models at a time; one for each core by default."
+            min=1, show_default=False, help="Processes at a time; one for each core by default."
         ),
     ] = None,
     ray: Annotated[

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from goodnet.evidence.case import Case, Effort
+from goodnet.evidence.case import Case, Effort, Share, Unfinished
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.mask_l1 import mask_l1
 from goodnet.evidence.noise_margin import noise_margin
@@ -25,4 +25,4 @@ CHANNELS: dict[str, Callable[[Case, list[int], Effort], Evidence]] = {
     "warp_margin": warp_margin,
 }
 
-__all__ = ["CHANNELS", "Case", "Effort", "Evidence"]
+__all__ = ["CHANNELS", "Case", "Effort", "Evidence", "Share", "Unfinished"]

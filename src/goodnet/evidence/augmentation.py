@@ -48,6 +48,9 @@ def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float
     Returns:
         ``values[label]``: one number for every label that images of other classes are there for.
     """
+    if case.share is not None:
+        # Of the whole model, so in no share of it.
+        return Evidence()
     classes = case.classifier.num_classes
     every = list(changes(case.classifier.input_shape, case.seed))
     others = (labels[:, None] != torch.arange(classes)).float()

@@ -26,7 +26,8 @@ def over_blocks(
         measure: the channel.
 
     Returns:
-        The evidence of all blocks; labels that the deadline has cut off are in ``skipped``.
+        The evidence of all blocks; labels that the deadline has cut off, and those of blocks that
+        other shares have yet to measure, are in ``skipped``.
     """
     blocks = [list(targets[start : start + rows]) for start in range(0, len(targets), rows)]
     names = [f"{channel} {block} {effort} {case.seed} {len(case.fit)}" for block in blocks]
@@ -39,20 +40,26 @@ def over_blocks(
             for index, found in kept.items()
             if found is not None and _belongs(found, blocks[index], case)
         }
+    mine = [
+        index
+        for index in range(len(blocks))
+        if index in known or case.share is None or case.share.has(index)
+    ]
     results = run_blocks(
         measure,
-        blocks,
+        [blocks[index] for index in mine],
         stage=effort.purpose,
         size=len,
         workers=case.workers,
         progress=case.progress,
         deadline=case.deadline,
-        known=known,
-        keep=None if store is None else lambda index, found: store.put(names[index], found),
+        known={place: known[index] for place, index in enumerate(mine) if index in known},
+        keep=None if store is None else lambda place, found: store.put(names[mine[place]], found),
     )
+    found_in = {mine[place]: found for place, found in results.items()}
     merged = Evidence()
     for index, block in enumerate(blocks):
-        found = results.get(index)
+        found = found_in.get(index)
         if found is None:
             merged.skipped.extend(block)
             continue

@@ -15,6 +15,27 @@ from goodnet.parallel import Progress, silent
 
 
 @dataclass(frozen=True)
+class Share:
+    """One worker's share of the blocks of a scan that several do together.
+
+    Attributes:
+        index: which share, from 0.
+        of: how many there are.
+    """
+
+    index: int
+    of: int
+
+    def has(self, block: int) -> bool:
+        """Whether the block of this number is in the share: blocks are dealt out like cards."""
+        return block % self.of == self.index
+
+
+class Unfinished(Exception):  # noqa: N818 - having to wait for others is no error
+    """Raised where a share can go no further before the others' blocks are there."""
+
+
+@dataclass(frozen=True)
 class Case:
     """The classifier under suspicion and the clean images, split for the scan.
 
@@ -27,6 +48,8 @@ class Case:
         progress: told how many labels are done.
         deadline: a time of :func:`time.monotonic` after which no label is measured any more.
         store: keeps what was measured, for a later run; None to keep nothing.
+        share: measure this share of the blocks only, into the store; None to measure all. The
+            labels of blocks that nobody has measured yet come back as skipped.
     """
 
     classifier: Classifier
@@ -37,6 +60,17 @@ class Case:
     progress: Progress = silent
     deadline: float | None = None
     store: Store | None = None
+    share: Share | None = None
+
+    def settled(self, evidence: Evidence) -> Evidence:
+        """The evidence, if what comes next may be chosen by it.
+
+        Raises:
+            Unfinished: blocks of other shares are missing in it.
+        """
+        if self.share is not None and evidence.skipped:
+            raise Unfinished
+        return evidence
 
 
 @dataclass(frozen=True)

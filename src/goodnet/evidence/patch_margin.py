@@ -1,9 +1,9 @@
 """The margin that one small patch, in its best place, carries a label to.
 
 Catches triggers that are painted somewhere (stickers, glasses, a Trojan's patch): a network that
-was trained to obey a few pixels in one place is as sure of the target there as of a clean image. A mask
-that may lie anywhere finds scattered natural pixels instead, above all in small networks. Finds many
-triggers that are spread over the image as well, by the part of them that lies in the patch.
+was trained to obey a few pixels in one place is as sure of the target there as of a clean image.
+A mask that may lie anywhere finds scattered natural pixels instead, above all in small networks.
+Finds many triggers that are spread over the image as well, by the part of them in the patch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ LEADERS = 4
 
 
 def patch_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
-    """Mean margin, in logits, and attack success of the best patch of each label::
+    """Mean margin, in logits, and attack success of the best patch of each label.
+
+    That is::
 
         max over places a and patterns p of  mean_i [ f_t(x_i with p at a) - max_{j != t} f_j ]
 
@@ -40,9 +42,9 @@ def patch_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
         effort: images and steps in the leading places.
 
     Returns:
-        ``values[label]``: the margin in logits, the share of those images that become the label,
-        and by how much, in logits, the best place leads the middle one on the first look: a label
-        that is easy by nature is so in many places; ``triggers[label]``: the patch.
+        ``values[label]``: the margin in logits; the share of those images that become the label;
+        by how many logits the best place led the middle one on the first look.
+        ``triggers[label]``: the patch.
     """
     places = patches.grid(case.classifier.input_shape)
 

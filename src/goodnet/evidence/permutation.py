@@ -49,7 +49,8 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
         held: float32 ``(n, C, H, W)`` in [0, 1], images that they are judged on.
         held_labels: int64 ``(n,)``.
     """
-    if not readable(held_labels):
+    # Of the whole model, so in no share of it.
+    if case.share is not None or not readable(held_labels):
         return NOT_MEASURED
     root = math.sqrt(math.prod(case.classifier.input_shape))
     searches: list[Callable[[Stop], list[Trigger]]] = [

@@ -67,16 +67,20 @@ class Store:
 
     def remove(self) -> None:
         """Removes this scan's blocks, and the folder if nothing else lies there."""
-        mine = f"{self.key[:16]}-*{SUFFIX}"
-        # A run that was killed while it wrote one leaves the temporary file of it.
-        for path in (*self.folder.glob(mine), *self.folder.glob(f".goodnet-{mine}")):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
+        clear(self.folder, f"{self.key[:16]}-*{SUFFIX}")
 
     def _path(self, block: str) -> Path:
         digest = hashlib.sha256(f"{self.key}\n{block}".encode()).hexdigest()
         return self.folder / f"{self.key[:16]}-{digest[:24]}{SUFFIX}"
+
+
+def clear(folder: Path, mine: str = f"*{SUFFIX}") -> None:
+    """Removes blocks, by default those of any scan, and the folder if nothing else lies there."""
+    # A run that was killed while it wrote one leaves the temporary file of it.
+    for path in (*folder.glob(mine), *folder.glob(f".goodnet-{mine}")):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def open_store(folder: Path, key: str) -> Store:

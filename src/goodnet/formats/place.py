@@ -30,6 +30,11 @@ class Place:
         return "://" in self.root and not self.root.startswith(HERE)
 
     @property
+    def folder(self) -> Path | None:
+        """The folder on this machine, or None where it is a URL of somewhere else."""
+        return None if self.remote else self._folder
+
+    @property
     def _folder(self) -> Path:
         return Path(self.root.removeprefix(HERE)).expanduser()
 

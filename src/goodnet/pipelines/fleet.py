@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from goodnet.errors import GoodnetError
@@ -21,6 +22,7 @@ from goodnet.parallel import Progress, silent
 from goodnet.pipelines.fleet_job import Job, failed
 from goodnet.pipelines.fleet_local import run_locally
 from goodnet.pipelines.fleet_ray import run_on_ray
+from goodnet.pipelines.fleet_shares import answers
 from goodnet.pipelines.saved import TRIGGERS
 from goodnet.pipelines.scan import METHODS, check_seed
 from goodnet.reports import FleetReport, FleetResult, FleetRow
@@ -30,6 +32,9 @@ SUFFIXES = (".h5", ".hdf5", ".keras", ".pt", ".pth", ".pt2", ".safetensors")
 """Of the files in a folder that are taken for models."""
 
 TABLE = "fleet.json"
+
+UNFINISHED = ".unfinished"
+"""What has been measured of models in shares, below an output on this machine."""
 
 
 def fleet(
@@ -49,8 +54,10 @@ def fleet(
 ) -> FleetReport:
     """Scans many models with the same clean images.
 
-    Each model is scanned in a process that is started for it: in a script of yours the call belongs
-    under ``if __name__ == "__main__":``, as with :mod:`multiprocessing`.
+    Each model is scanned in a process that is started for it, one with more than some hundred
+    labels in several, a share of the labels each: in a script of yours the call belongs under
+    ``if __name__ == "__main__":``, as with :mod:`multiprocessing`. The reports are those of scans
+    of one model after the other.
 
     Args:
         models: a folder (its model files, and those of the folders in it), or a text file with a
@@ -63,7 +70,7 @@ def fleet(
         size: of the pictures of a folder, where a model does not state its own.
         method: of the scans.
         seed: of the scans.
-        budget: seconds for each model, or None.
+        budget: seconds for each model, or None. With one, no model is split.
         workers: processes, one a core by default; of this machine only.
         ray: the address of a Ray cluster, or None for this machine.
         progress: told how many models are done.
@@ -117,10 +124,21 @@ def fleet(
             absent = GoodnetError("M001", f"{job.model} cannot be read", "check the path")
             known[job.file] = failed(job, absent)
     progress("scanning models", len(known), len(jobs))
-    workforce = run_on_ray(todo, ray) if ray is not None and todo else run_locally(todo, workers)
+    state = place.folder / UNFINISHED if place.folder is not None else None
+    if state is not None and state.is_symlink():
+        raise GoodnetError(
+            "O001",
+            f"{state} is a link; a fleet keeps no state in one",
+            "name another place for the output",
+        )
+    workforce = (
+        partial(run_on_ray, address=ray)
+        if ray is not None and todo
+        else partial(run_locally, workers=workers, state=state)
+    )
     # Closed at once when a result cannot be written: nobody waits for the answers of the others.
-    with contextlib.closing(workforce) as answers:
-        for job, result in answers:
+    with contextlib.closing(answers(todo, workforce)) as results:
+        for job, result in results:
             known[job.file] = result
             place.write(job.file, result.model_dump_json(indent=1).encode() + b"\n")
             progress("scanning models", len(known), len(jobs))

@@ -1,16 +1,28 @@
-"""One model of a fleet: what a worker is told, and what it answers, on whatever machine it is."""
+"""One model of a fleet: what a worker is told, and what it answers, on whatever machine it is.
+
+A model with few labels is one task. Of one with many, several tasks measure a share of the blocks
+each, and a last one makes the report from what they have left.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from goodnet.errors import GoodnetError
-from goodnet.reports import FleetResult
+from goodnet.evidence import Share
+from goodnet.reports import Data, FleetResult
 from goodnet.version import __version__
+
+LABELS = {"default": 256, "neural-cleanse": 16}
+"""Method -> labels for a share: some minutes of work, next to which loading the model is little."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,58 @@ class Job:
         return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()
 
 
-def scan_job(job: Job) -> FleetResult:
-    """Does the job in this process, on one core. That a model cannot be scanned is an answer."""
-    started = time.monotonic()
+@dataclass(frozen=True)
+class Task:
+    """What one worker does of a job.
+
+    Attributes:
+        job: the scan.
+        share: which share of the blocks, from 0; ``shares`` for the report after all of them.
+        shares: how many there are; 0 before anybody has looked at the model: then one with few
+            labels is scanned as a whole, and of one with many it is told how many shares it has.
+        spent: seconds that the job has taken in other tasks.
+    """
+
+    job: Job
+    share: int = 0
+    shares: int = 0
+    spent: float = 0.0
+
+
+class Shared(Data):
+    """The answer of a task that has measured a share, or has found out how many there are.
+
+    Attributes:
+        shares: how many the model's blocks are in.
+        done: whether the share is; if not, it has to wait for the others.
+        seconds: that it took.
+    """
+
+    shares: int
+    done: bool
+    seconds: float
+
+
+Answer = FleetResult | Shared
+ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
+"""From JSON; the two have no field in common but ``seconds``, and none to spare."""
+
+Workforce = Callable[[deque[Task]], Generator[tuple[Task, Answer]]]
+"""Does the tasks of a queue and gives each with its answer, until none is left. Whoever is given an
+answer may add tasks before asking for the next."""
+
+
+def do(task: Task, state: Path) -> Answer:
+    """Does the task in this process, on one core. That a model cannot be scanned is an answer.
+
+    Args:
+        task: what is to be done.
+        state: a folder for what shares have measured; all tasks of a job are given the same.
+    """
+    started, job = time.monotonic(), task.job
     try:
         from goodnet.pipelines.load import images_for, load
-        from goodnet.pipelines.scan import scan
+        from goodnet.pipelines.scan import measure_share, scan
 
         images = images_for(Path(job.model), Path(job.data), job.architecture, job.size)
         classifier = load(
@@ -72,9 +130,31 @@ def scan_job(job: Job) -> FleetResult:
                 f"{job.name} or the data are not what they were when the fleet set out",
                 "run the fleet again",
             )
+        shares = task.shares or -(-classifier.num_classes // LABELS[job.method])
+        # A budget is of one clock, and is for a scan that has it to itself.
+        split = shares > 1 and job.budget is None
+        if split and task.shares == 0:
+            # Nothing is measured yet: the others would stand idle.
+            took = round(time.monotonic() - started, 2)
+            return Shared(shares=shares, done=False, seconds=took)
+        if split and task.share < shares:
+            share, method, seed = Share(task.share, shares), job.method, job.seed
+            done = measure_share(
+                classifier, images, share, state, method=method, seed=seed, workers=1
+            )
+            took = round(time.monotonic() - started, 2)
+            return Shared(shares=shares, done=done, seconds=took)
         report = scan(
-            classifier, images, method=job.method, seed=job.seed, workers=1, budget=job.budget
+            classifier,
+            images,
+            method=job.method,
+            seed=job.seed,
+            workers=1,
+            budget=job.budget,
+            state=state if split else None,
         )
+        seconds = round(report.seconds + task.spent, 2)
+        report = report.model_copy(update={"seconds": seconds})
     except GoodnetError as error:
         return failed(job, error, time.monotonic() - started)
     except Exception as error:  # one model's defect is not the others'
@@ -85,7 +165,7 @@ def scan_job(job: Job) -> FleetResult:
     return FleetResult(
         name=job.name,
         key=job.key,
-        seconds=round(time.monotonic() - started, 2),
+        seconds=round(task.spent + time.monotonic() - started, 2),
         report=report,
     )
 

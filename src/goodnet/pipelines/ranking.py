@@ -42,12 +42,16 @@ class Ranking:
 
 
 def rank(case: Case, wanted: list[int]) -> Ranking:
-    """Ranks ``wanted`` and draws the controls."""
-    first = CHANNELS["universal_margin"](case, wanted, GLANCE)
+    """Ranks ``wanted`` and draws the controls.
+
+    Raises:
+        Unfinished: a share of a scan has to wait for the others.
+    """
+    first = case.settled(CHANNELS["universal_margin"](case, wanted, GLANCE))
     margins = {label: values[0] for label, values in first.values.items()}
     order = sorted(margins, key=lambda label: -margins[label])
     best = order[: max(len(order) // SHARE, LEADERS)]
-    second = CHANNELS["universal_margin"](case, sorted(best), LOOK)
+    second = case.settled(CHANNELS["universal_margin"](case, sorted(best), LOOK))
     climbed = {label: values[0] for label, values in second.values.items()}
     leaders = sorted(climbed, key=lambda label: -climbed[label])[:LEADERS]
     # Controls come from all labels: the others alone are more alike than labels are.

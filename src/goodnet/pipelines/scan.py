@@ -19,7 +19,7 @@ from torch import Tensor
 from goodnet import tables
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
-from goodnet.evidence import CHANNELS, Case, Effort, Evidence
+from goodnet.evidence import CHANNELS, Case, Effort, Evidence, Share, Unfinished
 from goodnet.evidence.augmentation import augmentation
 from goodnet.evidence.permutation import permutation
 from goodnet.evidence.store import open_store
@@ -44,6 +44,7 @@ HELD_OUT = 200
 
 FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
+NOISE = replace(FULL, purpose="measuring margins from noise")
 WARPS = replace(FULL, images=16, purpose="measuring margins under warps")
 PATCHES = replace(FULL, steps=12, purpose="trying small patches everywhere")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
@@ -94,9 +95,101 @@ def scan(
             state cannot be kept.
     """
     started = time.monotonic()
-    check_seed(seed)
     if budget is not None and not budget > 0:
         raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
+    clock = _Clock(started, budget)
+    begun = _begin(classifier, images, method, labels, seed, workers, progress, clock, state)
+    measured = _measure(begun, method, exhaustive, clock)
+    report = conclude(
+        classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
+    )
+    if labels is not None and report.verdict == "clean":
+        note = f"only {len(begun.wanted)} of {classifier.num_classes} labels were scanned"
+        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
+        report = report.model_copy(update=doubtful)
+    report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+    store = begun.case.store
+    if store is not None and not measured.skipped and not measured.permutation.cut_off:
+        report._forget = store.remove
+    return report
+
+
+def measure_share(
+    classifier: Classifier,
+    images: Images,
+    share: Share,
+    state: Path,
+    *,
+    method: str = "default",
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> bool:
+    """Measures one worker's share of a scan of all labels, as far as that goes by itself.
+
+    Where labels are chosen by what all shares have found, it goes no further than to there, unless
+    the other shares' blocks lie in ``state``, too. A :func:`scan` with that ``state``, of the same
+    method and seed, takes what is there and measures the rest: its report is the same as without.
+
+    Args:
+        classifier: as of :func:`scan`, and so are the other arguments.
+        images: clean images.
+        share: which of how many.
+        state: the folder of what has been measured, by this share and by others.
+        method: the scan's.
+        seed: the scan's.
+        workers: threads.
+        progress: told what is being done.
+
+    Returns:
+        Whether the share is done; if not, it waits for the others.
+
+    Raises:
+        GoodnetError: as a scan.
+    """
+    clock = _Clock(time.monotonic(), None)
+    begun = _begin(classifier, images, method, None, seed, workers, progress, clock, state)
+    try:
+        _measure(replace(begun, case=replace(begun.case, share=share)), method, False, clock)
+    except Unfinished:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A scan before anything is measured.
+
+    Attributes:
+        case: what the channels are given.
+        split: the images in two.
+        right: bool ``(N,)``, whether the model classifies an image correctly.
+        wanted: the labels to look at.
+        clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
+        images: how many there are.
+    """
+
+    case: Case
+    split: Split
+    right: Tensor
+    wanted: list[int]
+    clean_margin: float
+    images: int
+
+
+def _begin(
+    classifier: Classifier,
+    images: Images,
+    method: str,
+    labels: Sequence[int] | None,
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+    clock: _Clock,
+    state: Path | None,
+) -> _Begun:
+    """Checks what a scan is given, and splits the images."""
+    check_seed(seed)
     wanted = _wanted(classifier, method, labels)
     check_images(images, classifier=classifier)
     answers = classifier.logits(images.pixels)
@@ -109,30 +202,30 @@ def scan(
     right = answers.argmax(1) == images.labels
     stated = {classifier.preprocess.name: float(right.float().mean())}
     check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
-    everything = method == "neural-cleanse"
-    split = split_images(images, right, seed=seed, fit_all=everything)
+    split = split_images(images, right, seed=seed, fit_all=method == "neural-cleanse")
     store = None
     if state is not None:
         store = open_store(state, _key(classifier, split, answers, labels, method, seed))
-    clock = _Clock(started, budget)
     case = Case(
         classifier, split.fit, split.fit_labels, seed, workers, progress, clock.at(MASKS_BY), store
     )
-    if everything:
-        measured = _neural_cleanse(case, wanted)
-    else:
-        top = answers.topk(2).values
-        clean_margin = float((top[:, 0] - top[:, 1]).median())
-        measured = _default(case, split, wanted, exhaustive, clock, clean_margin, len(images))
-    report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
-    if labels is not None and report.verdict == "clean":
-        note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
-        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
-        report = report.model_copy(update=doubtful)
-    report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-    if store is not None and not measured.skipped and not measured.permutation.cut_off:
-        report._forget = store.remove
-    return report
+    top = answers.topk(2).values
+    clean_margin = float((top[:, 0] - top[:, 1]).median())
+    return _Begun(case, split, right, wanted, clean_margin, len(images))
+
+
+def _measure(begun: _Begun, method: str, exhaustive: bool, clock: _Clock) -> Measured:
+    if method == "neural-cleanse":
+        return _neural_cleanse(begun.case, begun.wanted)
+    return _default(
+        begun.case,
+        begun.split,
+        begun.wanted,
+        exhaustive,
+        clock,
+        begun.clean_margin,
+        begun.images,
+    )
 
 
 @dataclass(frozen=True)
@@ -259,15 +352,16 @@ def _default(
     margins = CHANNELS["universal_margin"](
         early, chosen, replace(FULL, purpose="measuring margins")
     )
-    noise = CHANNELS["noise_margin"](
-        early, chosen, replace(FULL, purpose="measuring margins from noise")
-    )
-    # Where no reference models are like this one, nothing could be made of it.
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
-    warps, patches = Evidence(), Evidence()
+    noise, patches, warps = Evidence(), Evidence(), Evidence()
+    # What the score is made of: see goodnet.scores.
+    if leaders_only:
+        noise = CHANNELS["noise_margin"](early, chosen, NOISE)
+    else:
+        patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
+    # Where no reference models are like this one, nothing could be made of it.
     if tables.out_of_reach(tested, tested, images, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
-        patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
