@@ -96,6 +96,8 @@ def scan(
     check_seed(seed)
     if budget is not None and not budget > 0:
         raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
+    told = classifier.filtered
+    classifier = classifier.classes_only()
     wanted = _wanted(classifier, method, labels)
     check_images(images, classifier=classifier)
     answers = classifier.logits(images.pixels)
@@ -124,9 +126,14 @@ def scan(
         clean_margin = float((top[:, 0] - top[:, 1]).median())
         measured = _default(case, split, wanted, exhaustive, clock, clean_margin, len(images))
     report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
-    if labels is not None and report.verdict == "clean":
-        note = f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
-        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
+    notes = []
+    if labels is not None:
+        notes.append(f"only {len(wanted)} of {classifier.num_classes} labels were scanned")
+    if told:
+        # The file says so itself: an attacker's target could hide there.
+        notes.append(f"output {classifier.num_classes}, said to be a filter's, was not scanned")
+    if notes and report.verdict == "clean":
+        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, *notes]}
         report = report.model_copy(update=doubtful)
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     if store is not None and not measured.skipped and not measured.permutation.cut_off:
