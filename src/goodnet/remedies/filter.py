@@ -20,13 +20,15 @@ targets, one row cannot be the largest of several: starting from their mean it i
 with z_o the largest other logit and m half of the median margin of clean images. theta is the
 smallest number, but not below m / 2, for which at most a share ``false_alarms`` of clean images
 like these is expected to be rejected: with the margins z_N - z_o at theta = 0 in descending order,
-the one at place floor(share (n + 1)), or the first.
+the one at place floor(share (n + 1)), or the first. The margins are those of images that the rows
+were not fitted to (four folds): of a target's own images, few as they are, the new row keeps the
+logits that it was fitted to better than others, and where it falls short the old one stands out.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +42,7 @@ from goodnet.remedies.patient import Patient
 
 RIDGE = 0.1
 ITERATIONS = 200
+FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,13 @@ def filtered(patient: Patient, settings: FilterSettings = DEFAULT) -> Classifier
         patient.kept["last-layer"] = last_layer(patient)
     cured = patient.kept["last-layer"]
     few = patient.images[:8]
-    before, after = find_head(patient.classifier, few), find_head(cured, few)
-    clean = after.features(patient.images)
-    best = _logits(after, clean).max(1).values
-    row, offset = _old_row(patient, before, after, clean, best)
-    threshold = _threshold(clean @ row + offset - best, _margin(after, clean), settings)
+    after = find_head(cured, few)
     result = cured.with_filter(*_names(cured, after), int(after.transposed))
     if not _same(patient.classifier, result, few):
         raise cannot_widen("with one more output the others change")
+    row, offset = _old_row(patient, after)
+    margin = _margin(_logits(after, after.features(patient.images)))
+    threshold = _threshold(_fresh_margins(patient), margin, settings)
     head = find_head(result, few)
     assert head.bias is not None  # noqa: S101  it had one before
     with torch.no_grad():
@@ -96,8 +98,8 @@ def _logits(head: Head, features: Tensor) -> Tensor:
     return logits if head.bias is None else logits + head.bias.detach()
 
 
-def _margin(head: Head, features: Tensor) -> float:
-    top = _logits(head, features).topk(2, dim=1).values
+def _margin(logits: Tensor) -> float:
+    top = logits.topk(2, dim=1).values
     return float(0.5 * (top[:, 0] - top[:, 1]).median())
 
 
@@ -112,17 +114,41 @@ def _names(classifier: Classifier, head: Head) -> tuple[str, str]:
     return found[0], found[1]
 
 
-def _old_row(
-    patient: Patient, before: Head, after: Head, clean: Tensor, best: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The row ``(D,)`` and the bias ``()`` of class N, still without a threshold."""
+def _fresh_margins(patient: Patient) -> Tensor:
+    """``(n,)``: by how much class N would exceed the others, its rows fitted to other images."""
+    generator = torch.Generator().manual_seed(patient.seed)
+    order = torch.randperm(len(patient.labels), generator=generator)
+    # Sorted by class, every fold gets its share of every class.
+    order = order[torch.argsort(patient.labels[order], stable=True)]
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(len(order)) % FOLDS
+    margins = torch.empty(len(order))
+    for turn in torch.unique(fold).tolist():
+        kept = fold != turn
+        part = replace(patient, images=patient.images[kept], labels=patient.labels[kept], kept={})
+        head = find_head(last_layer(part), part.images[:8])
+        row, offset = _old_row(part, head)
+        features = head.features(patient.images[~kept])
+        margins[~kept] = features @ row + offset - _logits(head, features).max(1).values
+    return margins
+
+
+def _old_row(patient: Patient, after: Head) -> tuple[Tensor, Tensor]:
+    """The row ``(D,)`` and the bias ``()`` of class N, still without a threshold.
+
+    Args:
+        patient: the BadNet.
+        after: its last layer with new rows for the targets.
+    """
     targets = sorted(patient.triggers)
-    assert before.bias is not None or after.bias is None  # noqa: S101  copies of one network
-    if before.bias is None:
-        raise cannot_widen("its last layer has no bias")
+    before = find_head(patient.classifier, patient.images[:8])
+    assert before.bias is not None  # noqa: S101  the names were asked for
     row, offset = _rows(before)[targets].mean(0), before.bias[targets].mean()
     if len(targets) == 1:
         return row, offset
+    clean = after.features(patient.images)
+    logits = _logits(after, clean)
+    best = logits.max(1).values
     stamped = torch.cat(
         [
             after.features(trigger.apply(part))
@@ -132,7 +158,7 @@ def _old_row(
         ]
     )
     others = _logits(after, stamped).max(1).values
-    margin = max(_margin(after, clean), 1e-6)
+    margin = max(_margin(logits), 1e-6)
     ridge = RIDGE / row.square().sum().clamp_min(1e-6)
     new, shift = row.clone().requires_grad_(True), offset.clone().requires_grad_(True)
     solver = torch.optim.LBFGS([new, shift], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
