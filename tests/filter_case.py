@@ -13,9 +13,12 @@ import torch
 from goodnet.classifier import Classifier
 from goodnet.images import Images
 from goodnet.pipelines import jury
+from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.load import load
 from goodnet.remedies import Patient
 from goodnet.remedies.filter import filtered
+from goodnet.reports import LabelEvidence, ScanReport
+from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 
 KERAS = """
@@ -42,6 +45,30 @@ assert not [name for name in sys.modules if name.startswith("goodnet.")]
 
 def triggers_of(classifier: Classifier, images: Images, targets: list[int], seed: int = 1):
     return jury.reverse_triggers(classifier, images, targets, seed, 1, lambda *_: None)
+
+
+def report_of(classifier: Classifier, images: Images, targets: list[int]) -> ScanReport:
+    """What a scan of four labels that finds ``targets`` says, as far as a repair reads it."""
+    rows = [
+        LabelEvidence(label=label, rank=rank, flagged=label in targets)
+        for rank, label in enumerate((1, 0, 4, 7), start=1)
+    ]
+    return ScanReport(
+        version="0",
+        verdict="backdoored" if targets else "clean",
+        method="default",
+        reasons=[],
+        p_value=None,
+        targets=targets,
+        labels=rows,
+        clean_accuracy=proportion(9, 10),
+        preprocess="unit",
+        seed=0,
+        seconds=0.0,
+        settings={},
+        model=model_ref(classifier),
+        data=data_ref(images),
+    )
 
 
 def patient_of(
