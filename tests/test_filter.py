@@ -24,6 +24,7 @@ from goodnet.pipelines.repair import _names, repair
 from goodnet.pipelines.scan import scan
 from goodnet.remedies import REMEDIES
 from goodnet.remedies.filter import FilterSettings, _threshold, filtered
+from goodnet.render.words import filter_sentence
 from goodnet.reports import RepairReport
 from goodnet.trigger import Trigger
 
@@ -86,6 +87,10 @@ def test_the_certificate_holds_and_tells_what_the_filter_does(cured):
     assert found.alarms.n == report.held_out_images
     assert found.alarms.low <= found.alarms.value <= found.alarms.high
     assert found.rejected[1].value > 0.5
+    assert found.own_images == {1: 20}
+    assert "without a clean image" not in filter_sentence(found)
+    unseen = found.model_copy(update={"own_images": {1: 0}})
+    assert "without a clean image of label 1" in filter_sentence(unseen)
     assert report.certificate.holds, report.certificate
     assert report.certificate.accuracy_loss.high <= 0.05
     assert report.certificate.fresh.verdict != "backdoored"

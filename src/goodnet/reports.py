@@ -305,6 +305,8 @@ class FilterReport(Data):
         alarms: the same of the held-out half, which the filter never saw.
         rejected: target -> share of rejected images among those held out that, under a trigger,
             fooled the unrepaired model; of the trigger that leaves the fewest.
+        own_images: target -> how many clean images of it the repair's half has. Where it has none,
+            nothing tells the target's own images from stamped ones, and they may be rejected.
     """
 
     label: int
@@ -313,6 +315,7 @@ class FilterReport(Data):
     repair_alarms: Proportion
     alarms: Proportion
     rejected: dict[int, Proportion]
+    own_images: dict[int, int]
 
 
 class RepairReport(Data):

@@ -48,6 +48,7 @@ def report(cured: Classifier, patient: Patient, jury: juries.Jury) -> FilterRepo
         repair_alarms=proportion(int(own.sum()), len(own)),
         alarms=alarms,
         rejected=rejected,
+        own_images={t: int((patient.labels == t).sum()) for t in sorted(patient.triggers)},
     )
 
 

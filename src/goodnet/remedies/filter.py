@@ -23,6 +23,7 @@ like these is expected to be rejected: with the margins z_N - z_o at theta = 0 i
 the one at place floor(share (n + 1)), or the first. The margins are those of images that the rows
 were not fitted to (four folds): of a target's own images, few as they are, the new row keeps the
 logits that it was fitted to better than others, and where it falls short the old one stands out.
+Where there is none of them at all, nothing tells them from stamped images.
 """
 
 from __future__ import annotations

@@ -226,10 +226,17 @@ def filter_sentence(found: FilterReport) -> str:
         f"{interval(rejected, with_n=True)} of those that a trigger sent to label {target}"
         for target, rejected in found.rejected.items()
     ]
+    missing = [str(target) for target, images in found.own_images.items() if not images]
+    unseen = (
+        f" It was made without a clean image of label {listing(missing)}, whose own images it may "
+        "reject."
+        if missing
+        else ""
+    )
     return (
         f"answer {found.label} means 'backdoored input'; it is given to "
         f"{interval(found.alarms, with_n=True)} of the held-out clean images and to "
-        f"{listing(stamped)}."
+        f"{listing(stamped)}.{unseen}"
     )
 
 
