@@ -185,11 +185,10 @@ def test_one_more_output_serves_two_targets(rows):
 def test_a_scan_does_not_take_the_files_word_for_it(rows):
     path, images = rows
     cured = load(filtered_file(path, images, {3: [corner(3, -1)], 5: [corner(5, 0)]}), images)
-    report = scan(cured, images, method="neural-cleanse", labels=[0, 3, 7])
+    report = scan(cured, images, labels=[0, 7], workers=1)
     assert max(entry.label for entry in report.labels) < CLASSES
-    assert report.verdict != "clean"
-    if report.verdict == "inconclusive":
-        assert any("said to be a filter's" in reason for reason in report.reasons)
+    assert report.verdict == "inconclusive"
+    assert "said to be a filter's" in report.reasons[-1]
     with pytest.raises(GoodnetError) as raised:
         scan(cured, images, labels=[CLASSES])
     assert raised.value.code == "R003"
@@ -204,7 +203,7 @@ def test_labels_that_name_the_filter_are_refused(rows):
     assert raised.value.code == "D007"
 
 
-def test_evaluate_and_predict_know_of_it(rows, tmp_path):
+def test_evaluate_and_predict_know_of_it(rows, tmp_path, monkeypatch):
     from PIL import Image
 
     path, images = rows
@@ -225,8 +224,9 @@ def test_evaluate_and_predict_know_of_it(rows, tmp_path):
     assert figures["poisoned_rejected"]["value"] == 1
     assert figures["attack_success"]["value"] == 0
     assert "Poisoned, rejected" in CliRunner().invoke(app, asked).stdout
-    pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-    told = CliRunner().invoke(app, ["predict", str(target), *pictures, "--data", str(clean)])
+    # Short names, so that every picture has one line.
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(app, ["predict", str(target), "a.png", "b.png", *common[1:]])
     assert told.exit_code == 0, told.output
     first, second = told.stdout.splitlines()
     assert " 4" in first

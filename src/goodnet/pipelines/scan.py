@@ -126,19 +126,24 @@ def scan(
         clean_margin = float((top[:, 0] - top[:, 1]).median())
         measured = _default(case, split, wanted, exhaustive, clock, clean_margin, len(images))
     report = conclude(classifier, images, right, split, measured, method, seed, clock.at(1.0))
-    notes = []
-    if labels is not None:
-        notes.append(f"only {len(wanted)} of {classifier.num_classes} labels were scanned")
-    if told:
+    if labels is not None and report.verdict == "clean":
+        report = _doubted(
+            report, f"only {len(wanted)} of {classifier.num_classes} labels were scanned"
+        )
+    if told and report.verdict in ("clean", "inconclusive"):
         # The file says so itself: an attacker's target could hide there.
-        notes.append(f"output {classifier.num_classes}, said to be a filter's, was not scanned")
-    if notes and report.verdict == "clean":
-        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, *notes]}
-        report = report.model_copy(update=doubtful)
+        report = _doubted(
+            report, f"output {classifier.num_classes}, said to be a filter's, was not scanned"
+        )
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     if store is not None and not measured.skipped and not measured.permutation.cut_off:
         report._forget = store.remove
     return report
+
+
+def _doubted(report: ScanReport, note: str) -> ScanReport:
+    reasons = [*report.reasons, note]
+    return report.model_copy(update={"verdict": "inconclusive", "reasons": reasons})
 
 
 @dataclass(frozen=True)
