@@ -21,7 +21,7 @@ import goodnet
 from goodnet import inversion
 from goodnet.classifier import Classifier
 from goodnet.images import Images
-from goodnet.pipelines.scan import split_images
+from goodnet.pipelines.begin import split_images
 
 
 def load_only() -> dict[str, Any]:

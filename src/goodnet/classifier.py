@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from goodnet.formats.network import Network
+from goodnet.errors import GoodnetError
+from goodnet.formats.network import Network, cannot_widen
 
 FORWARD_BATCH = 64
 """Images per forward pass: small enough to stay in a core's cache, see benchmarks."""
@@ -51,7 +52,7 @@ class Classifier:
         network: the network and its way back to a file.
         preprocess: what happens to an image in [0, 1] before the network sees it.
         input_shape: ``(C, H, W)`` of one image.
-        num_classes: K.
+        num_classes: K, without the output of a filter.
         path: where the model came from, or None for a live object.
         sha256: of the model file (or of the weights of a live object), hex.
         memory_format: how images lie in memory when the network gets them. Convolutions are
@@ -71,8 +72,18 @@ class Classifier:
         """The network itself: eval mode, parameters frozen, logits out."""
         return self.network.module
 
+    @property
+    def filtered(self) -> bool:
+        """Whether there is one more output than classes, K, which means "backdoored input"."""
+        return self.network.filtered
+
+    @property
+    def outputs(self) -> int:
+        """K, or K + 1 with a filter."""
+        return self.num_classes + self.filtered
+
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits, float32 ``(n, K)``, of ``images``, float32 ``(n, C, H, W)`` in [0, 1]."""
+        """Logits, float32 ``(n, outputs)``, of ``images``, ``(n, C, H, W)`` in [0, 1]."""
         ready = self.preprocess.apply(images).contiguous(memory_format=self.memory_format)
         logits: Tensor = self.network.module(ready)
         return logits
@@ -89,3 +100,53 @@ class Classifier:
         """The same classifier with parameters of its own, to be changed by a remedy."""
         module = copy.deepcopy(self.network.module)
         return replace(self, network=replace(self.network, module=module))
+
+    def with_filter(self, weight: str, bias: str, axis: int) -> Classifier:
+        """The classifier as it was read, with one more output whose weights are nought.
+
+        Args:
+            weight: the name of the last layer's weight in :attr:`module`.
+            bias: the name of its bias.
+            axis: where the weight counts the outputs.
+
+        Raises:
+            GoodnetError: M015 where the format or the network does not allow it.
+        """
+        if self.filtered or self.network.widen is None:
+            raise cannot_widen(
+                "it has one already" if self.filtered else f"it came as {self.network.kind}"
+            )
+        try:
+            return replace(self, network=self.network.widen(weight, bias, axis))
+        except (KeyError, TypeError, ValueError, StopIteration, AttributeError) as error:
+            raise cannot_widen("its last layer was not found in the file") from error
+        except GoodnetError as error:
+            if error.code == "M015":
+                raise
+            # What follows the last layer does not take one output more.
+            raise cannot_widen(error.message) from error
+
+    def classes_only(self) -> Classifier:
+        """The classifier without its filter, to be looked at, not saved; itself where it has none.
+
+        To an optimiser a filter's answer is one more label that is easily forced, and that hides
+        what the classes would answer.
+        """
+        if not self.filtered:
+            return self
+        module = _First(self.network.module, self.num_classes)
+        bare = replace(self.network, module=module, num_classes=self.num_classes, filtered=False)
+        return replace(self, network=bare)
+
+
+class _First(nn.Module):
+    """The first outputs of a network."""
+
+    def __init__(self, inner: nn.Module, count: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.count = count
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        return logits[:, : self.count]

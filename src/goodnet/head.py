@@ -133,7 +133,7 @@ def _features(classifier: Classifier, parameter: Tensor) -> Callable[[Tensor], T
 
 
 def _watch(classifier: Classifier, images: Tensor) -> tuple[list[_Product], Tensor]:
-    with torch.no_grad(), _Watcher(_owners(classifier), classifier.num_classes) as watcher:
+    with torch.no_grad(), _Watcher(_owners(classifier), classifier.outputs) as watcher:
         logits = classifier(images)
     return watcher.products, logits
 

@@ -303,10 +303,35 @@ class Certificate(Data):
         return self.standing == "holds"
 
 
+class FilterReport(Data):
+    """An input filter: one more output, which means "backdoored input".
+
+    Attributes:
+        label: the number of that output; the classes are those below it.
+        aim: the share of clean images that may be rejected, by which the threshold was set.
+        threshold: the logit of that output is a weighted sum of features less this number.
+        repair_alarms: clean images of the repair's half that are rejected; set, not tested.
+        alarms: the same of the held-out half, which the filter never saw.
+        rejected: target -> share of rejected images among those held out that, under a trigger,
+            fooled the unrepaired model; of the trigger that leaves the fewest.
+        own_images: target -> how many clean images of it the repair's half has. Where it has none,
+            nothing tells the target's own images from stamped ones, and they may be rejected.
+    """
+
+    label: int
+    aim: float
+    threshold: float
+    repair_alarms: Proportion
+    alarms: Proportion
+    rejected: dict[int, Proportion]
+    own_images: dict[int, int]
+
+
 class RepairReport(Data):
     """The answer of a repair.
 
     Attributes:
+        filter: what is known of the filter, where the remedy is one.
         repaired: whether a repaired model was handed over; what is known of it, the certificate
             says.
     """
@@ -326,10 +351,17 @@ class RepairReport(Data):
     data: DataRef
     output: FileRef | None = None
     scan: ScanReport | None = None
+    filter: FilterReport | None = None
 
 
 class Evaluation(Data):
-    """Figures on images kept for judging."""
+    """Figures on images kept for judging.
+
+    Attributes:
+        clean_rejected: share of clean images that a filter rejects, each of them a wrong answer;
+            None for a model without a filter.
+        poisoned_rejected: the same of the images with a trigger that count for attack success.
+    """
 
     clean_accuracy: Proportion
     attack_success: Proportion | None = None
@@ -340,6 +372,8 @@ class Evaluation(Data):
     data: DataRef
     poisoned: DataRef | None = None
     version: str
+    clean_rejected: Proportion | None = None
+    poisoned_rejected: Proportion | None = None
 
 
 class FleetResult(Data):

@@ -51,6 +51,7 @@ class Remedy(StrEnum):
     ANCHORED = "anchored"
     ANCHORED_HALF = "anchored-half"
     UNLEARNING = "unlearning"
+    FILTER = "filter"
 
 
 class AttackName(StrEnum):

@@ -82,6 +82,14 @@ class Program:
                 known.pop(name, None)
         return [_fill(output, known) for output in self.outputs]
 
+    def everything(self, values: dict[str, Any]) -> dict[str, Any]:
+        """What every step makes, by name, and ``values`` themselves."""
+        known = dict(values)
+        for step in self.steps:
+            keywords = {k: _fill(v, known) for k, v in step.kwargs.items()}
+            _bind(step.outputs, step.run(*_fill(step.args, known), **keywords), known)
+        return known
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Program:
         return self
 

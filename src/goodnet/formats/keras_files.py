@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -34,6 +35,7 @@ from goodnet.formats.keras_hdf5 import (
     read_native,
     text,
 )
+from goodnet.formats.keras_widen import is_filtered, last_layer, widened_config, widened_weights
 from goodnet.formats.network import Network
 
 KEPT_BYTES = 200 << 20
@@ -45,16 +47,22 @@ class Original:
 
     Args:
         path: the file.
+        content: what it is to hold, where that is not on disk.
 
     Raises:
         GoodnetError: M001 when there is none, M002 when it is a directory, M003 when it is empty
             or cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, content: bytes | None = None) -> None:
+        self.digest = ""
+        self.source: Path | bytes
+        if content is not None:
+            self.source = content
+            return
         try:
             size = path.stat().st_size
-            self.source: Path | bytes = path if size >= KEPT_BYTES else path.read_bytes()
+            self.source = path if size >= KEPT_BYTES else path.read_bytes()
         except FileNotFoundError as error:
             raise _missing(path) from error
         except IsADirectoryError as error:
@@ -65,7 +73,8 @@ class Original:
             raise damaged(f"{path} cannot be read: {error.strerror or error}") from error
         if size == 0:
             raise damaged(f"{path} is empty")
-        self.digest = sha256(path) if isinstance(self.source, Path) else ""
+        if isinstance(self.source, Path):
+            self.digest = sha256(path)
 
     def content(self) -> bytes:
         """The bytes that were read at first.
@@ -122,7 +131,10 @@ def load_h5(path: Path) -> Network:
             layer that cannot be translated, M007 when it holds weights only, M009 when it is no
             image classifier with two classes or more, M012 for weights that are not finite.
     """
-    original = Original(path)
+    return _whole_h5(Original(path), path)
+
+
+def _whole_h5(original: Original, path: Path) -> Network:
     with opened(original.source) as file:
         config = text(file, "model_config")
         if config is None:
@@ -132,10 +144,21 @@ def load_h5(path: Path) -> Network:
             raise damaged(f"{path} holds no weights")
         found = read_legacy(group)
         major = _major(text(file, "keras_version"))
-    model = parse(_json(config))
+    tree = _json(config)
+    model = parse(tree)
     weights = assign_legacy(model, found)
     built = build(model, _arrays(weights), keras=major)
-    return _network("keras-h5", path, built, _hdf5_writer(original, built, weights))
+
+    def widen(weight: str, bias: str, axis: int) -> Network:
+        layer, items = last_layer(built, weights, weight, bias)
+        settings = widened_config(tree, layer)
+        content = widened_weights(original.content(), items, settings)
+        return _whole_h5(Original(path, content), path)
+
+    write = _hdf5_writer(original, built, weights)
+    return replace(
+        _network("keras-h5", path, built, write), filtered=is_filtered(tree), widen=widen
+    )
 
 
 def _without_architecture(path: Path, file: h5py.File) -> GoodnetError:
@@ -160,11 +183,15 @@ def load_keras(path: Path) -> Network:
     Raises:
         GoodnetError: as :func:`load_h5`, but M007.
     """
-    original = Original(path)
+    return _archive(Original(path), path)
+
+
+def _archive(original: Original, path: Path) -> Network:
     found = archive_members(original.source)
     if CONFIG not in found or WEIGHTS not in found:
         raise damaged(f"{path} lacks {CONFIG} or {WEIGHTS}")
-    model = parse(_json(found[CONFIG].decode("utf-8", "replace")))
+    tree = _json(found[CONFIG].decode("utf-8", "replace"))
+    model = parse(tree)
     metadata = _json(found.get(METADATA, b"{}").decode("utf-8", "replace"))
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     with opened(found[WEIGHTS]) as file:
@@ -175,7 +202,14 @@ def load_keras(path: Path) -> Network:
         content = _patched(found[WEIGHTS], changes(weights, built.read(module)))
         target.write_bytes(with_member(original.content(), WEIGHTS, content))
 
-    return _network("keras", path, built, write)
+    def widen(weight: str, bias: str, axis: int) -> Network:
+        layer, items = last_layer(built, weights, weight, bias)
+        settings = widened_config(tree, layer).encode()
+        content = with_member(original.content(), CONFIG, settings)
+        content = with_member(content, WEIGHTS, widened_weights(found[WEIGHTS], items, None))
+        return _archive(Original(path, content), path)
+
+    return replace(_network("keras", path, built, write), filtered=is_filtered(tree), widen=widen)
 
 
 def load_h5_weights(path: Path, architecture: object) -> Network:

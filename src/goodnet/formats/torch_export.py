@@ -28,6 +28,7 @@ from goodnet.formats.export_program import (
     tensor_sizes,
     view_of,
 )
+from goodnet.formats.export_widen import MARK, MODEL, widened
 from goodnet.formats.guard import check_pickle_free_or_safe, damaged
 from goodnet.formats.network import Network
 from goodnet.formats.torch_module import as_logits, freeze
@@ -136,17 +137,34 @@ def load(path: Path) -> Network:
             M006 not translatable, M009 not an image classifier, M014 code hidden in the program.
     """
     check_pickle_free_or_safe(path)
-    where = str(path)
     try:
         archive = _read(path)
-        document = read_program(archive.records["models/model.json"], where)
-        module, shape, classes = _build(document["graph_module"], archive, where)
-        _settle_batch(module, document["graph_module"]["graph"], shape, where)
+        return _network(archive, path)
     except GoodnetError:
         raise
     except (*_MALFORMED, zipfile.BadZipFile, OSError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
-    return Network(module, shape, classes, "pt2", path.suffix, archive)
+
+
+def _network(archive: _Archive, path: Path) -> Network:
+    where = str(path)
+    document = read_program(archive.records[MODEL], where)
+    module, shape, classes = _build(document["graph_module"], archive, where)
+    _settle_batch(module, document["graph_module"]["graph"], shape, where)
+
+    def widen(weight: str, bias: str, axis: int) -> Network:
+        names = {_key(name): name for name in archive.tensors}
+        inputs = dict(zip(module.program.inputs, module.names, strict=True))
+        grown = (names[weight], axis)
+        records = widened(
+            archive.records, archive.tensors, module.program, inputs, grown, names[bias]
+        )
+        return _network(_described(archive.root, records, where), path)
+
+    filtered = MARK in archive.records
+    return Network(
+        module, shape, classes, "pt2", path.suffix, archive, filtered=filtered, widen=widen
+    )
 
 
 def _key(name: str) -> str:
@@ -159,10 +177,7 @@ def _read(path: Path) -> _Archive:
         names = archive.namelist()
         root = names[0].split("/")[0] + "/"
         records = {n.removeprefix(root): archive.read(n) for n in names if not n.endswith("/")}
-    if (
-        "models/model.json" not in records
-        or "data/weights/model_weights_config.json" not in records
-    ):
+    if MODEL not in records or "data/weights/model_weights_config.json" not in records:
         raise GoodnetError(
             "M003",
             f"{path} holds no program in the present layout of torch.export",
@@ -170,6 +185,11 @@ def _read(path: Path) -> _Archive:
         )
     if records.get("byteorder", b"little") != b"little":
         raise damaged(path, "its numbers are big-endian")
+    return _described(root, records, str(path))
+
+
+def _described(root: str, records: dict[str, bytes], where: str) -> _Archive:
+    """The archive with what it says of its tensors."""
     tensors: dict[str, tuple[str, dict[str, Any]]] = {}
     parameters = set()
     for folder in _FOLDERS:
@@ -178,7 +198,7 @@ def _read(path: Path) -> _Archive:
             if payload["use_pickle"] or "tensor_meta" not in payload or not payload["tensor_meta"]:
                 raise GoodnetError(
                     "M004",
-                    f"{path} keeps {name[:80]} as a pickled object",
+                    f"{where} keeps {name[:80]} as a pickled object",
                     "export a model of plain tensors and layers",
                 )
             tensors[name] = (f"{folder}/{payload['path_name']}", payload["tensor_meta"])

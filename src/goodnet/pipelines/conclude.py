@@ -101,7 +101,7 @@ def conclude(
         right: bool ``(N,)``, whether the model classifies an image correctly.
         split: the images that triggers were fitted to, and those that judge them.
         measured: what the channels found.
-        method: one of :data:`goodnet.pipelines.scan.METHODS`; it chooses the rule.
+        method: one of :data:`goodnet.pipelines.begin.METHODS`; it chooses the rule.
         seed: of the scan.
         deadline: a time of :func:`time.monotonic` after which no trigger is tried any more.
     """

@@ -23,7 +23,8 @@ def evaluate(
     """Clean accuracy, attack success and recovered accuracy, each with its exact 95 % interval.
 
     Args:
-        classifier: a BadNet or a GoodNet.
+        classifier: a BadNet or a GoodNet. An image that its filter rejects is answered wrongly,
+            and does not reach the target.
         images: clean images with their labels.
         poisoned: images with a trigger. Their ``labels`` are what the attacker wants, their
             ``true_labels``, where given, what they show. Images whose true label is the target
@@ -34,8 +35,10 @@ def evaluate(
         GoodnetError: D007, M010 for unusable images, R003 for a target that is not a class.
     """
     check_images(images, classifier=classifier, minimum=1, several_classes=False)
-    right = int((classifier.logits(images.pixels).argmax(1) == images.labels).sum())
-    success = recovered = None
+    given = classifier.logits(images.pixels).argmax(1)
+    right = int((given == images.labels).sum())
+    caught = classifier.num_classes
+    success = recovered = rejected = None
     if poisoned is not None:
         check_images(poisoned, classifier=classifier, minimum=1, several_classes=False)
         if target is not None and not 0 <= target < classifier.num_classes:
@@ -48,6 +51,8 @@ def evaluate(
         wanted, true = _intent(poisoned, target)
         counted = true != wanted if true is not None else torch.ones_like(wanted, dtype=torch.bool)
         success = proportion(int((answers == wanted)[counted].sum()), int(counted.sum()))
+        if classifier.filtered:
+            rejected = proportion(int((answers == caught)[counted].sum()), int(counted.sum()))
         if true is not None:
             known = (true >= 0) & counted
             recovered = proportion(int((answers == true)[known].sum()), int(known.sum()))
@@ -61,6 +66,10 @@ def evaluate(
         data=data_ref(images),
         poisoned=None if poisoned is None else data_ref(poisoned),
         version=__version__,
+        clean_rejected=proportion(int((given == caught).sum()), len(images))
+        if classifier.filtered
+        else None,
+        poisoned_rejected=rejected,
     )
 
 
@@ -78,7 +87,10 @@ def _intent(poisoned: Images, target: int | None) -> tuple[Tensor, Tensor | None
 
 
 def predict(classifier: Classifier, images: Images) -> tuple[Tensor, Tensor]:
-    """The class of every image, int64 ``(N,)``, and its softmax probability, float32 ``(N,)``."""
+    """The class of every image, int64 ``(N,)``, and its softmax probability, float32 ``(N,)``.
+
+    Class K of a model with a filter means "backdoored input".
+    """
     if images.shape != classifier.input_shape:
         raise wrong_size(images.shape, classifier.input_shape)
     best = classifier.logits(images.pixels).softmax(1).max(1)

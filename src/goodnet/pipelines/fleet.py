@@ -19,12 +19,12 @@ from goodnet.formats.files import sha256
 from goodnet.formats.place import Place
 from goodnet.images import load_images
 from goodnet.parallel import Progress, silent
+from goodnet.pipelines.begin import METHODS, check_seed
 from goodnet.pipelines.fleet_job import Job, failed
 from goodnet.pipelines.fleet_local import run_locally
 from goodnet.pipelines.fleet_ray import run_on_ray
 from goodnet.pipelines.fleet_shares import answers
 from goodnet.pipelines.saved import TRIGGERS
-from goodnet.pipelines.scan import METHODS, check_seed
 from goodnet.reports import FleetReport, FleetResult, FleetRow
 from goodnet.version import __version__
 

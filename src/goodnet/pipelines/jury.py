@@ -130,6 +130,26 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
     return Findings(right, proportion(int(right.sum()), len(right)), attacks, recovered)
 
 
+def rejections(
+    jury: Jury, before: Classifier, after: Classifier
+) -> tuple[Proportion, dict[int, Proportion]]:
+    """What the filter of ``after`` rejects: of the clean images, and for each target of those that
+    its triggers make ``before`` answer with it; of the trigger that is rejected least.
+    """
+    caught = after.num_classes
+    alarms = int((answers_to(after, jury.pixels) == caught).sum())
+    rejected = {}
+    for target, triggers in jury.triggers.items():
+        others = jury.pixels[jury.labels != target]
+        shares = [proportion(0, 0)]
+        for trigger in triggers:
+            fooled = others[_answers(before, others, trigger) == target]
+            hits = int((_answers(after, fooled, trigger) == caught).sum())
+            shares.append(proportion(hits, len(fooled)))
+        rejected[target] = min(shares[1:] or shares, key=lambda share: share.value)
+    return proportion(alarms, len(jury.labels)), rejected
+
+
 def loss(before: Findings, after: Findings, confidence: float) -> AccuracyLoss:
     """What was lost between the two."""
     lost = int((before.right & ~after.right).sum())

@@ -59,7 +59,12 @@ def load(
         if images is not None and len(images)
         else torch.full((2, *shape), 0.5)
     )
-    classes = forward(network, probe).shape[1]
+    # A filter's answer is no class: labels must not name it.
+    classes = forward(network, probe).shape[1] - network.filtered
+    if classes < 2:
+        raise GoodnetError(
+            "M009", "the model has fewer than two classes", "pass a model of two or more classes"
+        )
     if images is not None:
         check_labels(images.labels, classes)
     if stated is None:

@@ -16,13 +16,16 @@ from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images
 from goodnet.parallel import Progress, silent
+from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
+from goodnet.pipelines.begin import check_seed
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
-from goodnet.pipelines.scan import check_seed, scan
-from goodnet.remedies import FIRST, REMEDIES, Patient
+from goodnet.pipelines.scan import scan
+from goodnet.remedies import ASKED_FOR, FIRST, REMEDIES, Patient
 from goodnet.reports import (
     Certificate,
+    FilterReport,
     FreshScan,
     RemedyTrial,
     RepairReport,
@@ -65,6 +68,7 @@ class _Candidate:
     reason: str
     seconds: float
     fresh: FreshScan | None = None
+    filter: FilterReport | None = None
 
     def merit(self, before: Findings, limits: _Limits) -> tuple[bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
@@ -117,6 +121,7 @@ def repair(
     check_seed(seed)
     names = _names(remedy, max_accuracy_loss, max_attack_success)
     check_images(images, classifier=classifier)
+    filtering.check(classifier, remedy)
     if report is None:
         report = scan(classifier, images, seed=seed, workers=workers, progress=progress)
     targets = _targets(classifier, report, force)
@@ -171,6 +176,7 @@ def repair(
             model=model_ref(classifier),
             data=data_ref(images),
             scan=report,
+            filter=best.filter if best is not None else None,
         ),
     )
 
@@ -189,8 +195,9 @@ def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[st
         )
     if remedy != "auto":
         return [remedy], []
-    first = [name for name in REMEDIES if name in FIRST]
-    return first or list(REMEDIES), [name for name in REMEDIES if first and name not in first]
+    tried = [name for name in REMEDIES if name not in ASKED_FOR]
+    first = [name for name in tried if name in FIRST]
+    return first or tried, [name for name in tried if first and name not in first]
 
 
 def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[int]:
@@ -240,8 +247,11 @@ def _try(
             limits.accuracy_loss,
             limits.attack_success,
         )
+    found = None if failure else filtering.report(cured, patient, jury)
+    if found is not None and standing != "refused":
+        standing, reason = filtering.judge(standing, reason, found)
     seconds = time.monotonic() - started
-    return _Candidate(name, cured, findings, confidence, standing, reason, seconds)
+    return _Candidate(name, cured, findings, confidence, standing, reason, seconds, filter=found)
 
 
 def _best(candidates: list[_Candidate], before: Findings, limits: _Limits) -> _Candidate | None:
@@ -269,7 +279,9 @@ def _fresh(
     controls = [entry.label for entry in report.labels if entry.control][:FRESH_CONTROLS]
     chosen = sorted({*targets, *(controls or before)})
     labels = chosen if len(chosen) < cured.num_classes else None
-    fresh = scan(cured, images, labels=labels, seed=seed, workers=workers, progress=progress)
+    # As it would be without its filter, which the scan would take for one more label.
+    bare = cured.classes_only()
+    fresh = scan(bare, images, labels=labels, seed=seed, workers=workers, progress=progress)
 
     def masks(of: ScanReport) -> dict[int, float | None]:
         found = {entry.label: entry.mask_l1 for entry in of.labels}

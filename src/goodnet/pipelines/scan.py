@@ -7,14 +7,10 @@ compared with like.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from goodnet import tables
 from goodnet.classifier import Classifier
@@ -22,25 +18,16 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence, Share, Unfinished
 from goodnet.evidence.augmentation import augmentation
 from goodnet.evidence.permutation import permutation
-from goodnet.evidence.store import open_store
-from goodnet.images import Images, check_images
+from goodnet.images import Images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Progress, silent
+from goodnet.pipelines.begin import FIT_IMAGES, Begun, begin
 from goodnet.pipelines.conclude import Measured, Split, conclude
-from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.ranking import rank
-from goodnet.preprocess import check_chance
 from goodnet.reports import ScanReport
-from goodnet.version import __version__
 
 EVERY_LABEL = 64
 """Up to this many classes every label is measured in full."""
-
-FIT_IMAGES = 128
-"""At most so many images, and three fifths, are for fitting triggers. A mask has to work on all of
-them, a mini-batch at a time: on a few, natural patches are as small as planted ones."""
-
-HELD_OUT = 200
 
 FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
@@ -50,8 +37,6 @@ PATCHES = replace(FULL, steps=12, purpose="trying small patches everywhere")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
-
-METHODS = ("default", "neural-cleanse")
 
 RANKED_BY, MARGINS_BY, MASKS_BY = 0.5, 0.7, 0.95
 """When each stage has to be done, as shares of the budget: what has not been measured by then is
@@ -97,16 +82,22 @@ def scan(
     started = time.monotonic()
     if budget is not None and not budget > 0:
         raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
+    told, classifier = classifier.filtered, classifier.classes_only()
     clock = _Clock(started, budget)
-    begun = _begin(classifier, images, method, labels, seed, workers, progress, clock, state)
+    deadline = clock.at(MASKS_BY)
+    begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
     measured = _measure(begun, method, exhaustive, clock)
     report = conclude(
         classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
     )
     if labels is not None and report.verdict == "clean":
-        note = f"only {len(begun.wanted)} of {classifier.num_classes} labels were scanned"
-        doubtful = {"verdict": "inconclusive", "reasons": [*report.reasons, note]}
-        report = report.model_copy(update=doubtful)
+        few = f"only {len(begun.wanted)} of {classifier.num_classes} labels were scanned"
+        report = _doubted(report, few)
+    if told and report.verdict in ("clean", "inconclusive"):
+        # The file says so itself: an attacker's target could hide there.
+        report = _doubted(
+            report, f"output {classifier.num_classes}, said to be a filter's, was not scanned"
+        )
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     store = begun.case.store
     if store is not None and not measured.skipped and not measured.permutation.cut_off:
@@ -148,7 +139,8 @@ def measure_share(
         GoodnetError: as a scan.
     """
     clock = _Clock(time.monotonic(), None)
-    begun = _begin(classifier, images, method, None, seed, workers, progress, clock, state)
+    classifier = classifier.classes_only()
+    begun = begin(classifier, images, method, None, seed, workers, progress, None, state)
     try:
         _measure(replace(begun, case=replace(begun.case, share=share)), method, False, clock)
     except Unfinished:
@@ -156,65 +148,7 @@ def measure_share(
     return True
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """A scan before anything is measured.
-
-    Attributes:
-        case: what the channels are given.
-        split: the images in two.
-        right: bool ``(N,)``, whether the model classifies an image correctly.
-        wanted: the labels to look at.
-        clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
-        images: how many there are.
-    """
-
-    case: Case
-    split: Split
-    right: Tensor
-    wanted: list[int]
-    clean_margin: float
-    images: int
-
-
-def _begin(
-    classifier: Classifier,
-    images: Images,
-    method: str,
-    labels: Sequence[int] | None,
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-    clock: _Clock,
-    state: Path | None,
-) -> _Begun:
-    """Checks what a scan is given, and splits the images."""
-    check_seed(seed)
-    wanted = _wanted(classifier, method, labels)
-    check_images(images, classifier=classifier)
-    answers = classifier.logits(images.pixels)
-    if not bool(torch.isfinite(answers).all()):
-        raise GoodnetError(
-            "M012",
-            "the model answers with NaN or infinity on the clean images",
-            "check the preprocessing and the weights",
-        )
-    right = answers.argmax(1) == images.labels
-    stated = {classifier.preprocess.name: float(right.float().mean())}
-    check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
-    split = split_images(images, right, seed=seed, fit_all=method == "neural-cleanse")
-    store = None
-    if state is not None:
-        store = open_store(state, _key(classifier, split, answers, labels, method, seed))
-    case = Case(
-        classifier, split.fit, split.fit_labels, seed, workers, progress, clock.at(MASKS_BY), store
-    )
-    top = answers.topk(2).values
-    clean_margin = float((top[:, 0] - top[:, 1]).median())
-    return _Begun(case, split, right, wanted, clean_margin, len(images))
-
-
-def _measure(begun: _Begun, method: str, exhaustive: bool, clock: _Clock) -> Measured:
+def _measure(begun: Begun, method: str, exhaustive: bool, clock: _Clock) -> Measured:
     if method == "neural-cleanse":
         return _neural_cleanse(begun.case, begun.wanted)
     return _default(
@@ -228,6 +162,11 @@ def _measure(begun: _Begun, method: str, exhaustive: bool, clock: _Clock) -> Mea
     )
 
 
+def _doubted(report: ScanReport, note: str) -> ScanReport:
+    reasons = [*report.reasons, note]
+    return report.model_copy(update={"verdict": "inconclusive", "reasons": reasons})
+
+
 @dataclass(frozen=True)
 class _Clock:
     """When the stages of a scan have to be done."""
@@ -238,91 +177,6 @@ class _Clock:
     def at(self, share: float) -> float | None:
         """The time of :func:`time.monotonic` at which so much of the budget is spent."""
         return None if self.budget is None else self.started + share * self.budget
-
-
-def _key(
-    classifier: Classifier,
-    split: Split,
-    answers: Tensor,
-    labels: Sequence[int] | None,
-    method: str,
-    seed: int,
-) -> str:
-    """All that the numbers of a scan depend on: what the network is, by its weights and by what it
-    answers (code of the user's may have changed between two runs), the images, the settings.
-    """
-    digest = hashlib.sha256()
-    for tensor in (split.fit, split.fit_labels, answers.argmax(1)):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    parts = (
-        __version__,
-        classifier.sha256,
-        weights_sha256(classifier.module),
-        classifier.preprocess,
-        classifier.input_shape,
-        classifier.num_classes,
-        digest.hexdigest(),
-        None if labels is None else sorted(set(labels)),
-        method,
-        seed,
-    )
-    return "\n".join(map(str, parts))
-
-
-def check_seed(seed: int) -> None:
-    """Refuses a seed that no generator takes.
-
-    Raises:
-        GoodnetError: R003.
-    """
-    if not 0 <= seed < 2**32:
-        raise GoodnetError("R003", f"{seed} is no seed", "give a whole number from 0 to 4294967295")
-
-
-def _wanted(classifier: Classifier, method: str, labels: Sequence[int] | None) -> list[int]:
-    if method not in METHODS:
-        raise GoodnetError(
-            "R003", f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}"
-        )
-    if labels is None:
-        return list(range(classifier.num_classes))
-    for label in labels:
-        if not 0 <= label < classifier.num_classes:
-            raise GoodnetError(
-                "R003",
-                f"label {label} is not one of the model's {classifier.num_classes} classes",
-                f"give labels from 0 to {classifier.num_classes - 1}",
-            )
-    return sorted(set(labels))
-
-
-def split_images(images: Images, right: Tensor, *, seed: int, fit_all: bool = False) -> Split:
-    """Splits the images that the model gets right, so that each part shows as many classes as it
-    can; where fewer than 10 are right, all images are used.
-
-    Args:
-        images: the clean images.
-        right: bool ``(N,)``, whether the model classifies an image correctly.
-        seed: of the order.
-        fit_all: fit to four fifths instead of a small batch (Neural Cleanse's mini-batches).
-    """
-    usable = torch.nonzero(right)[:, 0] if int(right.sum()) >= 10 else torch.arange(len(images))
-    generator = torch.Generator().manual_seed(seed)
-    usable = usable[torch.randperm(len(usable), generator=generator)]
-    seen: dict[int, int] = {}
-    rounds = []
-    for label in images.labels[usable].tolist():
-        seen[label] = seen.get(label, 0) + 1
-        rounds.append(seen[label])
-    order = usable[torch.argsort(torch.tensor(rounds), stable=True)]
-    size = len(order) * 4 // 5 if fit_all else min(FIT_IMAGES, len(order) * 3 // 5)
-    fit, held = order[:size], order[size : size + HELD_OUT]
-    return Split(
-        images.select(fit).floats(),
-        images.labels[fit],
-        images.select(held).floats(),
-        images.labels[held],
-    )
 
 
 def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:

@@ -11,6 +11,7 @@ from functools import partial
 
 from goodnet.classifier import Classifier
 from goodnet.remedies.anchored import HALF, anchored
+from goodnet.remedies.filter import filtered
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.unlearning import THOROUGH, unlearning
@@ -21,10 +22,14 @@ REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
     "anchored-half": partial(anchored, settings=HALF),
     "unlearning": unlearning,
     "unlearning-thorough": partial(unlearning, settings=THOROUGH),
+    "filter": filtered,
 }
 """The order in which the default tries them."""
 
 FIRST = ("last-layer", "anchored", "anchored-half")
 """The default tries all of these and takes the best, and the others only if none will do."""
 
-__all__ = ["FIRST", "REMEDIES", "Patient"]
+ASKED_FOR = ("filter",)
+"""The default leaves these out: who uses the result must know of its one more output."""
+
+__all__ = ["ASKED_FOR", "FIRST", "REMEDIES", "Patient"]

@@ -309,6 +309,7 @@ def _repair_view(repair: RepairReport) -> dict[str, object]:
         "certificate": standing,
         "bounds": plain(bounds),
         "fresh": plain(words.fresh_sentence(certificate.fresh)) if certificate.fresh else "",
+        "filter": plain(words.filter_sentence(repair.filter)) if repair.filter else "",
         "classes": plain(words.worst_classes_sentence(repair)),
         "trials": [
             {

@@ -23,6 +23,7 @@ from goodnet.render.words import (
     certificate_sentence,
     counted,
     duration,
+    filter_sentence,
     fresh_sentence,
     interval,
     label_name,
@@ -121,6 +122,10 @@ def evaluation_text(evaluation: Evaluation) -> RenderableType:
         rows.append(("Attack success", interval(evaluation.attack_success, with_n=True) + goal))
     if evaluation.recovered_accuracy is not None:
         rows.append(("Recovered accuracy", interval(evaluation.recovered_accuracy, with_n=True)))
+    if evaluation.clean_rejected is not None:
+        rows.append(("Clean, rejected", interval(evaluation.clean_rejected, with_n=True)))
+    if evaluation.poisoned_rejected is not None:
+        rows.append(("Poisoned, rejected", interval(evaluation.poisoned_rejected, with_n=True)))
     rows += [("Model", _model(evaluation.model)), ("Clean images", _data(evaluation.data))]
     if evaluation.poisoned is not None:
         rows.append(("Poisoned images", _data(evaluation.poisoned)))
@@ -336,6 +341,8 @@ def _repair_facts(report: RepairReport) -> list[tuple[str, str]]:
         ("Preprocessing", plain(report.preprocess)),
         ("Run", f"seed {report.seed}, {duration(report.seconds)}, goodnet {plain(report.version)}"),
     ]
+    if report.filter is not None:
+        rows.insert(2, ("Filter", plain(filter_sentence(report.filter))))
     if report.output is not None:
         rows.insert(0, ("Output", f"{_where(report.output)}\n{_digest(report.output)}"))
     return rows

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from goodnet.reports import (
         Certificate,
+        FilterReport,
         FreshScan,
         LabelEvidence,
         Proportion,
@@ -217,6 +218,26 @@ def fresh_sentence(fresh: FreshScan) -> str:
     ]
     named = f", naming {listing([str(t) for t in fresh.targets])}" if fresh.targets else ""
     return f"{fresh.verdict}{named}, of {counted(fresh.labels, 'label')}. {listing(masks)}."
+
+
+def filter_sentence(found: FilterReport) -> str:
+    """What the filter does on held-out images."""
+    stamped = [
+        f"{interval(rejected, with_n=True)} of those that a trigger sent to label {target}"
+        for target, rejected in found.rejected.items()
+    ]
+    missing = [str(target) for target, images in found.own_images.items() if not images]
+    unseen = (
+        f" It was made without a clean image of label {listing(missing)}, whose own images it may "
+        "reject."
+        if missing
+        else ""
+    )
+    return (
+        f"answer {found.label} means 'backdoored input'; it is given to "
+        f"{interval(found.alarms, with_n=True)} of the held-out clean images and to "
+        f"{listing(stamped)}.{unseen}"
+    )
 
 
 def _mask(size: float | None) -> str:

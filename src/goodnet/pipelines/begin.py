@@ -1,0 +1,171 @@
+"""What every scan begins with: its arguments checked, its images split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
+from goodnet.evidence import Case
+from goodnet.evidence.store import open_store
+from goodnet.images import Images, check_images
+from goodnet.parallel import Progress
+from goodnet.pipelines.conclude import Split
+from goodnet.pipelines.load import weights_sha256
+from goodnet.preprocess import check_chance
+from goodnet.version import __version__
+
+METHODS = ("default", "neural-cleanse")
+
+FIT_IMAGES = 128
+"""At most so many images, and three fifths, are for fitting triggers. A mask has to work on all of
+them, a mini-batch at a time: on a few, natural patches are as small as planted ones."""
+
+HELD_OUT = 200
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A scan before anything is measured.
+
+    Attributes:
+        case: what the channels are given.
+        split: the images in two.
+        right: bool ``(N,)``, whether the model classifies an image correctly.
+        wanted: the labels to look at.
+        clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
+        images: how many there are.
+    """
+
+    case: Case
+    split: Split
+    right: Tensor
+    wanted: list[int]
+    clean_margin: float
+    images: int
+
+
+def begin(
+    classifier: Classifier,
+    images: Images,
+    method: str,
+    labels: Sequence[int] | None,
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+    deadline: float | None,
+    state: Path | None,
+) -> Begun:
+    """Checks what a scan is given, and splits the images."""
+    check_seed(seed)
+    wanted = _wanted(classifier, method, labels)
+    check_images(images, classifier=classifier)
+    answers = classifier.logits(images.pixels)
+    if not bool(torch.isfinite(answers).all()):
+        raise GoodnetError(
+            "M012",
+            "the model answers with NaN or infinity on the clean images",
+            "check the preprocessing and the weights",
+        )
+    right = answers.argmax(1) == images.labels
+    stated = {classifier.preprocess.name: float(right.float().mean())}
+    check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
+    split = split_images(images, right, seed=seed, fit_all=method == "neural-cleanse")
+    store = None
+    if state is not None:
+        store = open_store(state, _key(classifier, split, answers, labels, method, seed))
+    case = Case(classifier, split.fit, split.fit_labels, seed, workers, progress, deadline, store)
+    top = answers.topk(2).values
+    clean_margin = float((top[:, 0] - top[:, 1]).median())
+    return Begun(case, split, right, wanted, clean_margin, len(images))
+
+
+def _key(
+    classifier: Classifier,
+    split: Split,
+    answers: Tensor,
+    labels: Sequence[int] | None,
+    method: str,
+    seed: int,
+) -> str:
+    """All that the numbers of a scan depend on: what the network is, by its weights and by what it
+    answers (code of the user's may have changed between two runs), the images, the settings.
+    """
+    digest = hashlib.sha256()
+    for tensor in (split.fit, split.fit_labels, answers.argmax(1)):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    parts = (
+        __version__,
+        classifier.sha256,
+        weights_sha256(classifier.module),
+        classifier.preprocess,
+        classifier.input_shape,
+        classifier.num_classes,
+        digest.hexdigest(),
+        None if labels is None else sorted(set(labels)),
+        method,
+        seed,
+    )
+    return "\n".join(map(str, parts))
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that no generator takes.
+
+    Raises:
+        GoodnetError: R003.
+    """
+    if not 0 <= seed < 2**32:
+        raise GoodnetError("R003", f"{seed} is no seed", "give a whole number from 0 to 4294967295")
+
+
+def _wanted(classifier: Classifier, method: str, labels: Sequence[int] | None) -> list[int]:
+    if method not in METHODS:
+        raise GoodnetError(
+            "R003", f"unknown method '{method}'", f"choose one of {', '.join(METHODS)}"
+        )
+    if labels is None:
+        return list(range(classifier.num_classes))
+    for label in labels:
+        if not 0 <= label < classifier.num_classes:
+            raise GoodnetError(
+                "R003",
+                f"label {label} is not one of the model's {classifier.num_classes} classes",
+                f"give labels from 0 to {classifier.num_classes - 1}",
+            )
+    return sorted(set(labels))
+
+
+def split_images(images: Images, right: Tensor, *, seed: int, fit_all: bool = False) -> Split:
+    """Splits the images that the model gets right, so that each part shows as many classes as it
+    can; where fewer than 10 are right, all images are used.
+
+    Args:
+        images: the clean images.
+        right: bool ``(N,)``, whether the model classifies an image correctly.
+        seed: of the order.
+        fit_all: fit to four fifths instead of a small batch (Neural Cleanse's mini-batches).
+    """
+    usable = torch.nonzero(right)[:, 0] if int(right.sum()) >= 10 else torch.arange(len(images))
+    generator = torch.Generator().manual_seed(seed)
+    usable = usable[torch.randperm(len(usable), generator=generator)]
+    seen: dict[int, int] = {}
+    rounds = []
+    for label in images.labels[usable].tolist():
+        seen[label] = seen.get(label, 0) + 1
+        rounds.append(seen[label])
+    order = usable[torch.argsort(torch.tensor(rounds), stable=True)]
+    size = len(order) * 4 // 5 if fit_all else min(FIT_IMAGES, len(order) * 3 // 5)
+    fit, held = order[:size], order[size : size + HELD_OUT]
+    return Split(
+        images.select(fit).floats(),
+        images.labels[fit],
+        images.select(held).floats(),
+        images.labels[held],
+    )
