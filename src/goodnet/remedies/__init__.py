@@ -11,8 +11,11 @@ from functools import partial
 
 from goodnet.classifier import Classifier
 from goodnet.remedies.anchored import HALF, anchored
+from goodnet.remedies.fine_pruning import fine_pruning
+from goodnet.remedies.fine_tuning import fine_tuning
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
+from goodnet.remedies.pruning import pruning
 from goodnet.remedies.unlearning import THOROUGH, unlearning
 
 REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
@@ -21,6 +24,9 @@ REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
     "anchored-half": partial(anchored, settings=HALF),
     "unlearning": unlearning,
     "unlearning-thorough": partial(unlearning, settings=THOROUGH),
+    "pruning": pruning,
+    "fine-tuning": fine_tuning,
+    "fine-pruning": fine_pruning,
 }
 """The order in which the default tries them."""
 
