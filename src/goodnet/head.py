@@ -1,5 +1,5 @@
-"""The last linear layer of a classifier, and the channels of its last convolution, found by watching
-the operations, whatever the format.
+"""The last linear layer of a classifier, and the channels of its last convolution, found by
+watching the operations, whatever the format.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Channels:
     """The channels of the last convolution, after its norm and its activation function.
 
     Attributes:
-        tensors: the classifier's own parameters that make the channels, ``(C, ...)`` each: what of
-            them is nought in row c makes channel c constant, and nought where no norm with
-            parameters of another kind follows.
+        tensors: the classifier's own parameters that make the channels, ``(C, ...)`` each. With row
+            c of all of them at nought, channel c is nought (or constant, where what follows adds
+            something that is no parameter).
         sizes: float32 ``(C,)``: mean absolute activation over images and places.
     """
 
@@ -154,7 +154,8 @@ def find_channels(classifier: Classifier, images: Tensor) -> Channels:
     except GoodnetError:
         passed_over = 0
     # Buffers stay out: a norm's statistics are not weights.
-    owners = {_address(p): p for p in classifier.module.parameters() if _address(p)}
+    owners: dict[int, Tensor] = {_address(p): p for p in classifier.module.parameters()}
+    owners.pop(0, None)
     total: Tensor | None = None
     for batch in images.split(FORWARD_BATCH):  # type: ignore[no-untyped-call]
         with torch.no_grad(), _Follower(owners, passed_over) as follower:

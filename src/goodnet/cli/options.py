@@ -51,6 +51,11 @@ class Remedy(StrEnum):
     ANCHORED = "anchored"
     ANCHORED_HALF = "anchored-half"
     UNLEARNING = "unlearning"
+    UNLEARNING_THOROUGH = "unlearning-thorough"
+    PRUNING = "pruning"
+    ADVERSARIAL = "adversarial"
+    FINE_TUNING = "fine-tuning"
+    FINE_PRUNING = "fine-pruning"
 
 
 class AttackName(StrEnum):

@@ -2,13 +2,14 @@
 
 The clean images are split once. Triggers that a remedy may use are fitted to the one part; the
 other part judges, with triggers of its own that were fitted to the *unrepaired* model there. What
-passes is scanned again from a cold start.
+passes is scanned again from a cold start. Labels that were under suspicion, but not named, are
+treated along where that costs nothing: one of them may be a target that the scan has missed.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
@@ -20,7 +21,7 @@ from goodnet.pipelines import jury as juries
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.scan import check_seed, scan
-from goodnet.remedies import FIRST, REMEDIES, Patient
+from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.reports import (
     Certificate,
     FreshScan,
@@ -29,10 +30,18 @@ from goodnet.reports import (
     ScanReport,
     Standing,
 )
+from goodnet.trigger import Trigger
+from goodnet.verdict import SUSPICIOUS
 from goodnet.version import __version__
 
 FRESH_CONTROLS = 12
 """Labels beside the targets in the fresh scan of a network with hundreds of classes."""
+
+
+MOST_SUSPECTS = 3
+"""Of hundreds of innocent labels dozens have such p-values."""
+
+WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class _Candidate:
     reason: str
     seconds: float
     fresh: FreshScan | None = None
+    also: tuple[int, ...] = ()
 
     def merit(self, before: Findings, limits: _Limits) -> tuple[bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
@@ -127,6 +137,7 @@ def repair(
     patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed)
     _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, workers, progress)
     jury = juries.empanel(classifier, theirs, others)
+    suspects = [] if remedy in WITHOUT_TRIGGERS else _suspects(report, targets)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
@@ -141,17 +152,30 @@ def repair(
     best: _Candidate | None = None
     first, later = names
     rounds = [first, *([name] for name in later)]
-    sure = iter(confidences(len(first), len(later)))
+    # One more for the best remedy with the suspects along.
+    sure = confidences(len(first), len(later) + bool(suspects))
     for tried in rounds:
         for name in tried:
             progress(f"trying {name}", len(candidates), len(first) + len(later))
-            candidates.append(_try(name, patient, jury, before, next(sure), limits))
+            candidates.append(_try(name, patient, jury, before, sure[len(candidates)], limits))
         best = _best(candidates, before, limits)
         while best is not None and best.fresh is None:
             look_again(best)
             best = _best(candidates, before, limits)
         if best is not None:
             break
+    if best is not None and suspects and best.remedy not in WITHOUT_TRIGGERS:
+        progress(
+            f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
+        )
+        reversing = (classifier, mine, suspects, seed + 4, workers, progress)
+        wider = _along(patient, *juries.reverse_triggers(*reversing))
+        candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
+        candidate.also = tuple(suspects)
+        candidates.append(candidate)
+        if _no_worse(candidate, best, before, limits):
+            look_again(candidate)
+            best = candidate if _no_worse(candidate, best, before, limits) else best
     progress("trying remedies", len(first) + len(later), len(first) + len(later))
     shown = best or candidates[-1]
     return GoodNet(
@@ -161,6 +185,7 @@ def repair(
             repaired=best is not None,
             remedy=best.remedy if best is not None else None,
             targets=targets,
+            also=list(best.also) if best is not None else [],
             trials=[_trial(candidate, candidate is best, before) for candidate in candidates],
             certificate=_certificate(shown, jury, before, limits),
             repair_images=len(mine),
@@ -190,7 +215,8 @@ def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[st
     if remedy != "auto":
         return [remedy], []
     first = [name for name in REMEDIES if name in FIRST]
-    return first or list(REMEDIES), [name for name in REMEDIES if first and name not in first]
+    later = [name for name in REMEDIES if name not in (*FIRST, *BY_NAME)]
+    return (first, later) if first else (later, [])
 
 
 def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[int]:
@@ -208,6 +234,37 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
         "R004",
         f"the scan found no backdoor to repair (verdict: {report.verdict})",
         "use the model as it is, or force the repair of its most suspicious label",
+    )
+
+
+def _suspects(report: ScanReport, targets: list[int]) -> list[int]:
+    """Labels that were not named and are not beyond suspicion, those with the least p-values."""
+    found = [
+        (entry.p_value, entry.label)
+        for entry in report.labels
+        if entry.label not in targets and entry.p_value is not None and entry.p_value <= SUSPICIOUS
+    ]
+    return [label for _, label in sorted(found)[:MOST_SUSPECTS]]
+
+
+def _along(
+    patient: Patient, masks: dict[int, Trigger], triggers: dict[int, list[Trigger]]
+) -> Patient:
+    """The same patient with triggers of further labels; what was kept is of the targets only."""
+    return replace(
+        patient,
+        masks={**patient.masks, **masks},
+        triggers={**patient.triggers, **triggers},
+        kept={},
+    )
+
+
+def _no_worse(one: _Candidate, other: _Candidate, before: Findings, limits: _Limits) -> bool:
+    """Whether ``one`` stands as well as ``other``, and costs nothing beside it."""
+    return (
+        WORST_FIRST.index(one.standing) >= WORST_FIRST.index(other.standing)
+        and one.merit(before, limits) >= other.merit(before, limits)
+        and one.findings.accuracy.value >= other.findings.accuracy.value
     )
 
 
@@ -290,6 +347,7 @@ def _trial(candidate: _Candidate, accepted: bool, before: Findings) -> RemedyTri
     findings = candidate.findings
     return RemedyTrial(
         remedy=candidate.remedy,
+        also=list(candidate.also),
         standing=candidate.standing,
         accepted=accepted,
         reason=candidate.reason,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from goodnet.classifier import Classifier
+from goodnet.remedies.adversarial import adversarial
 from goodnet.remedies.anchored import HALF, anchored
 from goodnet.remedies.fine_pruning import fine_pruning
 from goodnet.remedies.fine_tuning import fine_tuning
@@ -25,6 +26,7 @@ REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
     "unlearning": unlearning,
     "unlearning-thorough": partial(unlearning, settings=THOROUGH),
     "pruning": pruning,
+    "adversarial": adversarial,
     "fine-tuning": fine_tuning,
     "fine-pruning": fine_pruning,
 }
@@ -33,4 +35,10 @@ REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
 FIRST = ("last-layer", "anchored", "anchored-half")
 """The default tries all of these and takes the best, and the others only if none will do."""
 
-__all__ = ["FIRST", "REMEDIES", "Patient"]
+BY_NAME = ("fine-tuning", "fine-pruning")
+"""Baselines, which the default leaves out: they cost accuracy and mostly leave the backdoor."""
+
+WITHOUT_TRIGGERS = (*BY_NAME, "adversarial")
+"""These do not look at the triggers, so that one result is for all labels."""
+
+__all__ = ["BY_NAME", "FIRST", "REMEDIES", "WITHOUT_TRIGGERS", "Patient"]

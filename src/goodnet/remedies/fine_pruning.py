@@ -5,9 +5,9 @@ convolution are ordered by their mean activation over clean images and places ::
 
     a_c = mean | h_c(x) |
 
-and pruned from the smallest on, until clean accuracy has fallen by what is allowed; then all that is
-left is fine-tuned on the clean images, which wins back accuracy and disarms neurons that serve both
-(section IV.B). The paper leaves the threshold to the defender; ten points are what BackdoorBench
+and pruned from the smallest on, until clean accuracy has fallen by what is allowed; then all that
+is left is fine-tuned on the clean images, which wins back accuracy and disarms neurons that serve
+both. The paper leaves the threshold to the defender; ten points are what BackdoorBench
 (Wu et al. 2022) tolerates.
 
 A channel is pruned by setting its weights to nought, those of its norm as well, and it stays so in
@@ -24,6 +24,7 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.head import find_channels, find_head
+from goodnet.remedies.fine_tuning import DEFAULT as TUNING
 from goodnet.remedies.fine_tuning import (
     FineTuningSettings,
     Zeros,
@@ -46,7 +47,7 @@ class FinePruningSettings:
 
     accuracy_loss: float = 0.1
     looks: int = 64
-    tuning: FineTuningSettings = FineTuningSettings()
+    tuning: FineTuningSettings = TUNING
 
 
 DEFAULT = FinePruningSettings()

@@ -33,6 +33,7 @@ from goodnet.render.words import (
     plain,
     repair_sentence,
     share,
+    treatment,
     verdict_sentence,
     worst_classes_sentence,
 )
@@ -312,7 +313,7 @@ def _trials_table(report: RepairReport) -> Table:
     for trial in report.trials:
         worst = [proportion.value for proportion in trial.attack_success.values()]
         table.add_row(
-            Text(plain(trial.remedy)),
+            Text(plain(treatment(trial))),
             Text(outcome(trial), style="green" if trial.accepted else "dim"),
             share(trial.clean_accuracy.value),
             share(max(worst)) if worst else DASH,
@@ -336,6 +337,9 @@ def _repair_facts(report: RepairReport) -> list[tuple[str, str]]:
         ("Preprocessing", plain(report.preprocess)),
         ("Run", f"seed {report.seed}, {duration(report.seconds)}, goodnet {plain(report.version)}"),
     ]
+    if report.also:
+        along = [label_name(report.scan, label) for label in report.also]
+        rows.insert(4, ("Treated along", f"{listing(along)}, which the scan suspected"))
     if report.output is not None:
         rows.insert(0, ("Output", f"{_where(report.output)}\n{_digest(report.output)}"))
     return rows
