@@ -37,7 +37,7 @@ class PruningSettings:
     """
 
     attack_success: float = 0.02
-    accuracy_loss: float = 0.05
+    accuracy_loss: float = 0.02
 
 
 DEFAULT = PruningSettings()
