@@ -20,8 +20,8 @@ The implicit hypergradient of the paper, which adds how d would answer a change 
 out: it needs second derivatives, which not all operations of a foreign network have, and which are
 small where the ascent has come to its end.
 
-It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs some
-points of accuracy on a small network; where triggers are known, other remedies do better.
+It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs five
+points of accuracy on small networks; where triggers are known, other remedies do better.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class AdversarialSettings:
     latest: float = 0.5
     most_lift: float = 10.0
     tries: int = 3
-    most_changed: float = 0.02
+    most_changed: float = 0.05
 
 
 DEFAULT = AdversarialSettings()
