@@ -1,4 +1,6 @@
-"""The last linear layer of a classifier, found by watching the operations, whatever the format."""
+"""The last linear layer of a classifier, and the channels of its last convolution, found by
+watching the operations, whatever the format.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ TOLERANCE = 1e-3
 """How far features @ weights + bias may lie from the logits, against the largest logit or 1."""
 
 _ATEN = torch.ops.aten
+_CONVOLUTIONS = (_ATEN.convolution, _ATEN._convolution, _ATEN.conv2d)
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,21 @@ class Head:
     bias: Tensor | None
     transposed: bool
     features: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of the last convolution, after its norm and its activation function.
+
+    Attributes:
+        tensors: the classifier's own parameters that make the channels, ``(C, ...)`` each. With row
+            c of all of them at nought, channel c is nought (or constant, where what follows adds
+            something that is no parameter).
+        sizes: float32 ``(C,)``: mean absolute activation over images and places.
+    """
+
+    tensors: tuple[Tensor, ...]
+    sizes: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,6 +97,76 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if _address(weight) in self.owners:
                 self.products.append(_Product(entered, _address(weight), _address(bias)))
         return result
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the last convolution's output as long as each place and channel stays what it is."""
+
+    def __init__(self, owners: dict[int, Tensor], passed_over: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners = owners
+        self.passed_over = passed_over
+        self.current: Tensor | None = None
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        first = result[0] if isinstance(result, tuple) and result else result
+        if not isinstance(first, Tensor) or first.ndim != 4:
+            return result
+        packet = getattr(func, "overloadpacket", None)
+        entered = [arg for arg in args if isinstance(arg, Tensor)]
+        if packet in _CONVOLUTIONS:
+            if _address(args[1]) in self.owners and _address(args[1]) != self.passed_over:
+                self.current, self.tensors = first, []
+                self._note(entered[1:], first.shape[1])
+        elif self.current is not None and any(arg is self.current for arg in entered):
+            images = [arg for arg in entered if arg.shape == first.shape]
+            # A sum with a shortcut is no longer the convolution's alone.
+            if len(images) == 1 and images[0] is self.current:
+                self.current = first
+                self._note(entered, first.shape[1])
+        return result
+
+    def _note(self, entered: Sequence[Tensor], channels: int) -> None:
+        owned = [self.owners.get(_address(tensor)) for tensor in entered]
+        self.tensors += [t for t in owned if t is not None and t.shape[:1] == (channels,)]
+
+
+def find_channels(classifier: Classifier, images: Tensor) -> Channels:
+    """The channels of the last convolution before the last linear layer.
+
+    Args:
+        classifier: of any format.
+        images: ``float32 (n, C, H, W)`` in [0, 1] over which activation is averaged.
+
+    Raises:
+        GoodnetError: M013 when no convolution with parameters was seen.
+    """
+    try:
+        passed_over = _address(find_head(classifier, images).weight)
+    except GoodnetError:
+        passed_over = 0
+    # Buffers stay out: a norm's statistics are not weights.
+    owners: dict[int, Tensor] = {_address(p): p for p in classifier.module.parameters()}
+    owners.pop(0, None)
+    total: Tensor | None = None
+    for batch in images.split(FORWARD_BATCH):  # type: ignore[no-untyped-call]
+        with torch.no_grad(), _Follower(owners, passed_over) as follower:
+            classifier(batch)
+        if follower.current is None:
+            raise _no_head("no convolution was seen")
+        sizes = follower.current.abs().mean((2, 3)).mean(0) * len(batch)
+        total = sizes if total is None else total + sizes
+    if total is None:
+        raise _no_head("there are no images to look at")
+    return Channels(tuple({id(t): t for t in follower.tensors}.values()), total / len(images))
 
 
 def find_head(classifier: Classifier, images: Tensor) -> Head:
@@ -159,7 +247,7 @@ def _operands(packet: Any, args: tuple[Any, ...]) -> tuple[Tensor, Tensor, objec
         return args[0], args[1], None
     if packet is _ATEN.linear and args[0].ndim == 2:
         return args[0], args[1], args[2] if len(args) > 2 else None
-    if packet in (_ATEN.convolution, _ATEN._convolution, _ATEN.conv2d):
+    if packet in _CONVOLUTIONS:
         entered, weight = args[0], args[1]
         if weight.ndim == 4 and weight.shape[2:] == (1, 1):
             # Averaging the image before or after a 1x1 convolution comes to the same.

@@ -230,6 +230,7 @@ class RemedyTrial(Data):
         standing: whether the result can be shown to keep the limits, shown not to, or neither.
         accepted: whether this is the one that was handed over.
         recovered: target -> share of the stamped images that are known for what they are again.
+        also: labels that were treated along with the targets.
     """
 
     remedy: str
@@ -241,6 +242,7 @@ class RemedyTrial(Data):
     attack_success: dict[int, Proportion]
     recovered: dict[int, Proportion]
     seconds: float
+    also: list[int] = Field(default_factory=list)
 
 
 class ClassChange(Data):
@@ -334,6 +336,8 @@ class RepairReport(Data):
         filter: what is known of the filter, where the remedy is one.
         repaired: whether a repaired model was handed over; what is known of it, the certificate
             says.
+        also: labels that the scan suspected and did not name, and that were treated along, as that
+            cost nothing. The certificate is of the targets.
     """
 
     version: str
@@ -349,6 +353,7 @@ class RepairReport(Data):
     seconds: float
     model: ModelRef
     data: DataRef
+    also: list[int] = Field(default_factory=list)
     output: FileRef | None = None
     scan: ScanReport | None = None
     filter: FilterReport | None = None

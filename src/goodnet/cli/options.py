@@ -52,6 +52,11 @@ class Remedy(StrEnum):
     ANCHORED_HALF = "anchored-half"
     UNLEARNING = "unlearning"
     FILTER = "filter"
+    UNLEARNING_THOROUGH = "unlearning-thorough"
+    PRUNING = "pruning"
+    ADVERSARIAL = "adversarial"
+    FINE_TUNING = "fine-tuning"
+    FINE_PRUNING = "fine-pruning"
 
 
 class AttackName(StrEnum):

@@ -2,7 +2,8 @@
 
 The clean images are split once. Triggers that a remedy may use are fitted to the one part; the
 other part judges, with triggers of its own that were fitted to the *unrepaired* model there. What
-passes is scanned again from a cold start.
+passes is scanned again from a cold start. Labels that were under suspicion, but not named, are
+treated along where that costs nothing: one of them may be a target that the scan has missed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from goodnet.pipelines.begin import check_seed
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.scan import scan
-from goodnet.remedies import ASKED_FOR, FIRST, REMEDIES, Patient
+from goodnet.pipelines.suspects import along, suspected
+from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.reports import (
     Certificate,
     FilterReport,
@@ -36,6 +38,8 @@ from goodnet.version import __version__
 
 FRESH_CONTROLS = 12
 """Labels beside the targets in the fresh scan of a network with hundreds of classes."""
+
+WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Candidate:
     seconds: float
     fresh: FreshScan | None = None
     filter: FilterReport | None = None
+    also: tuple[int, ...] = ()
 
     def merit(self, before: Findings, limits: _Limits) -> tuple[bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
@@ -132,6 +137,7 @@ def repair(
     patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed)
     _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, workers, progress)
     jury = juries.empanel(classifier, theirs, others)
+    suspects = [] if remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
@@ -146,17 +152,30 @@ def repair(
     best: _Candidate | None = None
     first, later = names
     rounds = [first, *([name] for name in later)]
-    sure = iter(confidences(len(first), len(later)))
+    # One more for the best remedy with the suspects along.
+    sure = confidences(len(first), len(later) + bool(suspects))
     for tried in rounds:
         for name in tried:
             progress(f"trying {name}", len(candidates), len(first) + len(later))
-            candidates.append(_try(name, patient, jury, before, next(sure), limits))
+            candidates.append(_try(name, patient, jury, before, sure[len(candidates)], limits))
         best = _best(candidates, before, limits)
         while best is not None and best.fresh is None:
             look_again(best)
             best = _best(candidates, before, limits)
         if best is not None:
             break
+    if best is not None and suspects and best.remedy not in WITHOUT_TRIGGERS:
+        progress(
+            f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
+        )
+        reversing = (classifier, mine, suspects, seed + 4, workers, progress)
+        wider = along(patient, *juries.reverse_triggers(*reversing))
+        candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
+        candidate.also = tuple(suspects)
+        candidates.append(candidate)
+        if _no_worse(candidate, best, before, limits):
+            look_again(candidate)
+            best = candidate if _no_worse(candidate, best, before, limits) else best
     progress("trying remedies", len(first) + len(later), len(first) + len(later))
     shown = best or candidates[-1]
     return GoodNet(
@@ -166,6 +185,7 @@ def repair(
             repaired=best is not None,
             remedy=best.remedy if best is not None else None,
             targets=targets,
+            also=list(best.also) if best is not None else [],
             trials=[_trial(candidate, candidate is best, before) for candidate in candidates],
             certificate=_certificate(shown, jury, before, limits),
             repair_images=len(mine),
@@ -195,9 +215,9 @@ def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[st
         )
     if remedy != "auto":
         return [remedy], []
-    tried = [name for name in REMEDIES if name not in ASKED_FOR]
-    first = [name for name in tried if name in FIRST]
-    return first or tried, [name for name in tried if first and name not in first]
+    first = [name for name in REMEDIES if name in FIRST]
+    later = [name for name in REMEDIES if name not in (*FIRST, *BY_NAME)]
+    return (first, later) if first else (later, [])
 
 
 def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[int]:
@@ -215,6 +235,15 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
         "R004",
         f"the scan found no backdoor to repair (verdict: {report.verdict})",
         "use the model as it is, or force the repair of its most suspicious label",
+    )
+
+
+def _no_worse(one: _Candidate, other: _Candidate, before: Findings, limits: _Limits) -> bool:
+    """Whether ``one`` stands as well as ``other``, and costs nothing beside it."""
+    return (
+        WORST_FIRST.index(one.standing) >= WORST_FIRST.index(other.standing)
+        and one.merit(before, limits) >= other.merit(before, limits)
+        and one.findings.accuracy.value >= other.findings.accuracy.value
     )
 
 
@@ -302,6 +331,7 @@ def _trial(candidate: _Candidate, accepted: bool, before: Findings) -> RemedyTri
     findings = candidate.findings
     return RemedyTrial(
         remedy=candidate.remedy,
+        also=list(candidate.also),
         standing=candidate.standing,
         accepted=accepted,
         reason=candidate.reason,

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from functools import partial
 
 from goodnet.classifier import Classifier
+from goodnet.remedies.adversarial import adversarial
 from goodnet.remedies.anchored import HALF, anchored
 from goodnet.remedies.filter import filtered
+from goodnet.remedies.fine_pruning import fine_pruning
+from goodnet.remedies.fine_tuning import fine_tuning
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
+from goodnet.remedies.pruning import pruning
 from goodnet.remedies.unlearning import THOROUGH, unlearning
 
 REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
@@ -23,13 +27,23 @@ REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
     "unlearning": unlearning,
     "unlearning-thorough": partial(unlearning, settings=THOROUGH),
     "filter": filtered,
+    "pruning": pruning,
+    "adversarial": adversarial,
+    "fine-tuning": fine_tuning,
+    "fine-pruning": fine_pruning,
 }
 """The order in which the default tries them."""
 
 FIRST = ("last-layer", "anchored", "anchored-half")
 """The default tries all of these and takes the best, and the others only if none will do."""
 
-ASKED_FOR = ("filter",)
-"""The default leaves these out: who uses the result must know of its one more output."""
+BASELINES = ("fine-tuning", "fine-pruning")
+"""What everybody compares with: they cost accuracy and mostly leave the backdoor."""
 
-__all__ = ["ASKED_FOR", "FIRST", "REMEDIES", "Patient"]
+BY_NAME = (*BASELINES, "filter")
+"""The default leaves these out; who uses a filtered network must know of its one more output."""
+
+WITHOUT_TRIGGERS = (*BASELINES, "adversarial")
+"""These do not look at the triggers, so that one result is for all labels."""
+
+__all__ = ["BASELINES", "BY_NAME", "FIRST", "REMEDIES", "WITHOUT_TRIGGERS", "Patient"]

@@ -138,7 +138,7 @@ def _train(
             order = torch.cat([order, torch.randperm(len(answers), generator=generator)])
         batch, order = order[: settings.batch], order[settings.batch :]
         images = patient.images[batch]
-        changed = _changed(images, generator)
+        changed = surroundings(images, generator)
         shown = torch.cat([images, _stamped(patient, images, settings, generator), changed])
         wanted = torch.cat([answers[batch], answers[batch], start.logits(changed)])
         optimiser.zero_grad()
@@ -182,7 +182,7 @@ def _stamped(
     return (images + strength * (stamped - images)).clamp(0, 1)
 
 
-def _changed(images: Tensor, generator: torch.Generator) -> Tensor:
+def surroundings(images: Tensor, generator: torch.Generator) -> Tensor:
     """``images``, each mixed with another one, with a patch of another one, or mirrored."""
     height, width = images.shape[2:]
     others = images[torch.randperm(len(images), generator=generator)]

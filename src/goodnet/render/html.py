@@ -313,7 +313,7 @@ def _repair_view(repair: RepairReport) -> dict[str, object]:
         "classes": plain(words.worst_classes_sentence(repair)),
         "trials": [
             {
-                "remedy": plain(trial.remedy),
+                "remedy": plain(words.treatment(trial)),
                 "accepted": trial.accepted,
                 "outcome": words.outcome(trial),
                 "reason": plain(trial.reason),

@@ -34,6 +34,7 @@ from goodnet.render.words import (
     plain,
     repair_sentence,
     share,
+    treatment,
     verdict_sentence,
     worst_classes_sentence,
 )
@@ -317,7 +318,7 @@ def _trials_table(report: RepairReport) -> Table:
     for trial in report.trials:
         worst = [proportion.value for proportion in trial.attack_success.values()]
         table.add_row(
-            Text(plain(trial.remedy)),
+            Text(plain(treatment(trial))),
             Text(outcome(trial), style="green" if trial.accepted else "dim"),
             share(trial.clean_accuracy.value),
             share(max(worst)) if worst else DASH,
@@ -343,6 +344,9 @@ def _repair_facts(report: RepairReport) -> list[tuple[str, str]]:
     ]
     if report.filter is not None:
         rows.insert(2, ("Filter", plain(filter_sentence(report.filter))))
+    if report.also:
+        along = [label_name(report.scan, label) for label in report.also]
+        rows.insert(4, ("Treated along", f"{listing(along)}, which the scan suspected"))
     if report.output is not None:
         rows.insert(0, ("Output", f"{_where(report.output)}\n{_digest(report.output)}"))
     return rows

@@ -202,6 +202,15 @@ def certificate_sentence(certificate: Certificate) -> tuple[str, str]:
     return word, f"{limits}; {certificate.reason}"
 
 
+def treatment(trial: RemedyTrial) -> str:
+    """The remedy, and the labels that it treated along with the targets."""
+    return (
+        f"{trial.remedy}, also {listing(list(map(str, trial.also)))}"
+        if trial.also
+        else trial.remedy
+    )
+
+
 def outcome(trial: RemedyTrial) -> str:
     """``"accepted"``, ``"rejected"``, or ``"not taken"`` where another one was better."""
     if trial.accepted:
