@@ -34,6 +34,7 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
         masks={row["label"]: row["mask_l1"] for row in rows if row["mask_l1"] is not None},
         warps={r["label"]: list(r["warps"].values()) for r in rows if r["warps"]},
         noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
+        patches={r["label"]: r["patch_margin"] for r in rows if r.get("patch_margin") is not None},
         clean_margin=record["settings"]["clean_margin"],
     )
     controls = [row["label"] for row in rows if row["control"]] or labels
@@ -43,16 +44,20 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
 def reference_model(record: dict[str, Any]) -> ReferenceModel:
     """One line of the tables."""
     rated, usual = rescored(record)
-    scores = rated.score.tolist()
+    ranked = any(row["control"] for row in record["labels"])
+    # Records of before there were patches say nothing of today's score, nor of the permutation,
+    # which is looked for by them: what else they hold is as it was.
+    complete = ranked or bool(np.isfinite(rated.patch).all())
+    scores = rated.score.tolist() if complete else []
     return ReferenceModel(
         name=record["model"],
         num_classes=record["num_classes"],
         batch_norm=record["batch_norm"],
         images=record["images"],
-        ranked=any(row["control"] for row in record["labels"]),
-        scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=True) if one),
-        highest=round(max(scores), 4),
-        permutation=_rounded(record["settings"].get("permutation")),
+        ranked=ranked,
+        scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=False) if one),
+        highest=_rounded(max(scores, default=None)),
+        permutation=_rounded(record["settings"].get("permutation")) if complete else None,
         preferred=round(record["preferred"], 4),
         warped=_rounded(_largest(rated.warp_index)),
     )

@@ -27,7 +27,7 @@ LAYERS = (
     {"findings"},
     {"scores", "tables"},
     {"statistics", "calibration"},
-    {"inversion", "perturbation", "head", "attacks"},
+    {"inversion", "perturbation", "patches", "head", "attacks"},
     {"preprocess"},
     {"reports"},
     {"trigger", "classifier", "images", "parallel", "warp"},

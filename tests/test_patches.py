@@ -86,7 +86,8 @@ def test_one_patch_sends_every_class_to_a_label_of_its_own(permuted, clean):
     best = {}
     for name, classifier in (("permuted", permuted), ("clean", clean)):
         shown, held, labels = case(classifier)
-        found = local(classifier, shown.fit, shown.fit_labels, stop=threading.Event())
+        places = patches.grid(classifier.input_shape)
+        found = local(classifier, shown.fit, shown.fit_labels, places, stop=threading.Event())
         after = [classifier.logits(trigger.apply(held)).argmax(1) for trigger in found]
         best[name] = max(read(labels, answer, 4).statistic for answer in after)
     assert best["permuted"] > 0.8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,19 @@ def test_a_weak_spot_in_one_channel_alone_scores_far_less_than_agreement():
     numbers.masks[3], numbers.masks[7] = float(np.exp(4)), float(np.exp(4 - 0.3 * 6))
     scores = combine(range(12), numbers, range(12)).score
     assert scores[7] > 1.5 * scores[3]
+
+
+def test_a_patch_speaks_for_a_label_that_no_faint_change_leads_to():
+    """A Trojan's target has a small mask and an ordinary margin; a label that bright colours lead
+    to has a patch and an ordinary mask."""
+    numbers = raw(np.random.default_rng(2), 12)
+    patches = {n: -2.0 + 0.1 * n for n in range(12)}
+    numbers = replace(numbers, patches={**patches, 3: 20.0, 7: 8.0})
+    numbers.masks[3], numbers.masks[7] = float(np.exp(4)), float(np.exp(4 - 0.3 * 5))
+    rated = combine(range(12), numbers, range(12))
+    assert rated.patch[7] == pytest.approx(8.0 / 5.0), "in clean margins"
+    assert rated.score[7] > 2.5
+    assert rated.score[7] > 1.5 * np.delete(rated.score, 7).max()
 
 
 def test_failed_inversions_are_kept_out_of_the_statistics():

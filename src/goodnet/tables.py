@@ -27,8 +27,8 @@ class ReferenceModel(BaseModel):
         images: clean images that the scan had.
         ranked: whether there were so many labels that they were ranked first; then the score is
             another one (:func:`goodnet.scores.total`).
-        scores: of the labels that no ranking had chosen.
-        highest: the largest score of all.
+        scores: of the labels that no ranking had chosen; empty where the score was not measured.
+        highest: the largest score of all; None where it was not measured.
         permutation: the statistic of the permutation test, if it could be taken.
         preferred: the largest margin of a label under a small change of the images.
         warped: the largest index of a label under a warp; None where it was not measured.
@@ -42,7 +42,7 @@ class ReferenceModel(BaseModel):
     images: int
     ranked: bool
     scores: list[float]
-    highest: float
+    highest: float | None
     permutation: float | None
     preferred: float
     warped: float | None
@@ -121,10 +121,10 @@ def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
             held against all models that were not: those of many classes do not come near them.
     """
     models = [model for model in shipped().models if not model.ranked]
-    alike = _alike(num_classes, ranked)
+    alike = [m for m in _alike(num_classes, ranked) if m.highest is not None]
     warped = [model for model in models if model.warped is not None]
     return {
-        "highest": maxima([m.highest for m in alike], [m.num_classes for m in alike]),
+        "highest": maxima([m.highest or 0.0 for m in alike], [m.num_classes for m in alike]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
         "preferred": maxima([max(model.preferred, UNSURE) for model in models]),
         "warped": maxima([m.warped or 0.0 for m in warped], [m.num_classes for m in warped]),
@@ -139,6 +139,6 @@ def of_labels(num_classes: int, ranked: bool) -> Reference | None:
 
 def in_words(num_classes: int, ranked: bool) -> str:
     """What a p-value rests on."""
-    models = _alike(num_classes, ranked)
+    models = [m for m in _alike(num_classes, ranked) if m.highest is not None]
     classes = [model.num_classes for model in models]
     return f"by scans of {len(models)} clean models of {min(classes)} to {max(classes)} classes"
