@@ -73,6 +73,7 @@ def scan_page(report: ScanReport, repair: RepairReport | None = None) -> str:
             hidden=max(0, flagged - len(shown)) if shown else 0,
             no_pictures=_no_pictures(report),
             rows=[_row(report, label) for label in report.labels],
+            third=words.third_channel(report),
             open_rows=max(OPEN_ROWS, min(flagged + 3, 40)),
             tests=[_test_row(test) for test in report.tests],
             calibration=_calibration(report),
@@ -99,6 +100,7 @@ def scan_fragment(report: ScanReport) -> str:
             word=word,
             sentence=sentence,
             rows=[_row(report, label) for label in words.leaders(report, flagged=5)],
+            third=words.third_channel(report),
             triggers=[
                 _trigger_view(report, label, trigger, samples=False)
                 for label, trigger in words.shown_triggers(report, 3)
@@ -175,6 +177,7 @@ def _where(ref: FileRef) -> str:
 def _row(report: ScanReport, label: LabelEvidence) -> dict[str, str | bool]:
     role = "target" if label.flagged else "control" if label.control else ""
     success = interval(label.attack_success) if label.attack_success else DASH
+    patch = label.patch_margin
     return {
         "flagged": label.flagged,
         "rank": str(label.rank),
@@ -184,8 +187,8 @@ def _row(report: ScanReport, label: LabelEvidence) -> dict[str, str | bool]:
         "margin_index": number(label.margin_index),
         "mask_l1": number(label.mask_l1),
         "mask_index": number(label.mask_index),
-        "noise": number(label.noise_margin),
-        "noise_index": number(label.noise_index),
+        "third": number(label.noise_margin if patch is None else patch),
+        "third_index": number(label.noise_index if patch is None else label.patch_index),
         "anomaly_index": number(label.anomaly_index),
         "success": success,
         "role": role,

@@ -34,6 +34,7 @@ from goodnet.render.words import (
     plain,
     repair_sentence,
     share,
+    third_channel,
     treatment,
     verdict_sentence,
     worst_classes_sentence,
@@ -209,14 +210,20 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 def _evidence_table(report: ScanReport) -> Table:
     scored = any(label.score is not None for label in report.labels)
-    heads = ("score", "margin", "mask L1", "noise") if scored else ("mask L1", "MAD")
+    third = third_channel(report)
+    heads = ("score", "margin", "mask L1", third) if scored else ("mask L1", "MAD")
     table = _table("", "label", *heads, "attack success", left=2)
     # Where room is short the name gives way, never a figure.
     table.columns[1].max_width, table.columns[1].no_wrap = 20, False
     for evidence in leaders(report):
         style = STYLES.get(report.verdict, "bold") if evidence.flagged else ""
         figures = (
-            (evidence.score, evidence.margin, evidence.mask_l1, evidence.noise_margin)
+            (
+                evidence.score,
+                evidence.margin,
+                evidence.mask_l1,
+                evidence.patch_margin if third == "patch" else evidence.noise_margin,
+            )
             if scored
             else (evidence.mask_l1, evidence.anomaly_index)
         )

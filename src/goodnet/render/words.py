@@ -262,6 +262,12 @@ def worst_classes_sentence(repair: RepairReport) -> str:
     return listing([f"{name(c.label)} {c.before} to {c.after} of {c.images}" for c in worst]) + "."
 
 
+def third_channel(report: ScanReport) -> str:
+    """What a scan measured beside margin and mask: a patch, or noise of labels that were ranked."""
+    patched = any(label.patch_margin is not None for label in report.labels)
+    return "patch" if patched else "noise"
+
+
 def leaders(report: ScanReport, flagged: int = 20, following: int = 3) -> list[LabelEvidence]:
     """The flagged labels and those that came next, in order of evidence.
 
