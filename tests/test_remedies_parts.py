@@ -13,7 +13,8 @@ from goodnet.cli.options import Remedy
 from goodnet.errors import GoodnetError
 from goodnet.formats import adopt
 from goodnet.head import find_channels
-from goodnet.pipelines.repair import MOST_SUSPECTS, _names, _suspects
+from goodnet.pipelines.repair import _names
+from goodnet.pipelines.suspects import MOST, suspected
 from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.fine_pruning import FinePruningSettings, fine_pruning
 from goodnet.remedies.fine_tuning import FineTuningSettings, blank, fine_tuning
@@ -174,9 +175,9 @@ def test_the_command_line_offers_every_remedy():
     assert {remedy.value for remedy in Remedy} == {"auto", *REMEDIES}
 
 
-def test_suspects_are_the_labels_of_small_p_values_that_were_not_named():
-    p_values = {0: 0.001, 1: 0.09, 2: 0.5, 3: None, 4: 0.02, 5: 0.1, 6: 0.05}
+def test_suspects_would_each_make_a_model_suspicious_and_were_not_named():
+    p_values = {0: 0.001, 1: 0.09, 2: 0.5, 3: None, 4: 0.002, 5: 0.1, 6: 0.005, 7: 0.012}
     labels = [SimpleNamespace(label=label, p_value=p) for label, p in p_values.items()]
     report = SimpleNamespace(labels=labels)
-    assert _suspects(report, [0]) == [4, 6, 1]
-    assert len(_suspects(report, [])) == MOST_SUSPECTS
+    assert suspected(report, [0]) == [4, 6, 7], "times the seven that were measured at most .1"
+    assert len(suspected(report, [])) == MOST

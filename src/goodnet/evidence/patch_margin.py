@@ -19,10 +19,10 @@ from goodnet.parallel import Stop
 from goodnet.perturbation import row_margins
 from goodnet.trigger import Trigger
 
-LOOK_IMAGES, LOOK_STEPS = 6, 4
+LOOK_IMAGES, LOOK_STEPS = 4, 3
 """What every place is tried with first."""
 
-LEADERS = 4
+LEADERS = 2
 """Places of a label that are tried further."""
 
 

@@ -33,7 +33,7 @@ FULL = Effort()
 MASKS = replace(FULL, images=FIT_IMAGES, purpose="inverting triggers")
 NOISE = replace(FULL, purpose="measuring margins from noise")
 WARPS = replace(FULL, images=16, purpose="measuring margins under warps")
-PATCHES = replace(FULL, steps=12, purpose="trying small patches everywhere")
+PATCHES = replace(FULL, images=16, steps=10, purpose="trying small patches everywhere")
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
