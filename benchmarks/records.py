@@ -15,6 +15,7 @@ from goodnet.statistics import proportion
 RESULTS = zoo.HERE / "results"
 METHODS = {
     "default": "goodnet",
+    "second-run": "goodnet, second run, before patches",
     "first-run": "goodnet, first run, before calibration",
     "neural-cleanse": "goodnet --method neural-cleanse",
     "art": "ART",

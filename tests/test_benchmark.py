@@ -79,7 +79,8 @@ def test_every_record_is_of_a_model_that_took_its_attack_with_these_weights():
         record = json.loads(path.read_text("utf-8"))
         truth = known[record["model"]]
         assert truth["passes"], path
-        method = "default" if path.parent.name == "first-run" else path.parent.name
+        earlier = path.parent.name in ("first-run", "second-run")
+        method = "default" if earlier else path.parent.name
         assert method == record["method"]
         assert record.get("weights_sha256") == truth["weights_sha256"], path
         assert record["commit"], path

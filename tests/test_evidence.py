@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -53,14 +54,26 @@ def taught(attack=None) -> Classifier:
     return wrap(module, training.shape, 4)
 
 
+@cache
+def taught_clean() -> Classifier:
+    """Taught once for all files of tests."""
+    return taught()
+
+
+@cache
+def taught_permuted() -> Classifier:
+    """The same with an all-to-all backdoor."""
+    return taught(lambda scene: all_to_all.make(scene, target=0, rate=0.5))
+
+
 @pytest.fixture(scope="module")
 def clean():
-    return taught()
+    return taught_clean()
 
 
 @pytest.fixture(scope="module")
 def permuted():
-    return taught(lambda scene: all_to_all.make(scene, target=0, rate=0.5))
+    return taught_permuted()
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,18 @@ import threading
 
 import pytest
 import torch
-from test_evidence import case, clean_margin, four_signs, taught, wrap
+from test_evidence import (
+    case,
+    clean_margin,
+    four_signs,
+    taught,
+    taught_clean,
+    taught_permuted,
+    wrap,
+)
 from torch import nn
 
 from goodnet import patches
-from goodnet.attacks import all_to_all
 from goodnet.attacks.patch import square
 from goodnet.evidence import Case, Effort
 from goodnet.evidence.class_map import read
@@ -23,7 +30,7 @@ AT = (4, 22)
 
 @pytest.fixture(scope="module")
 def clean():
-    return taught()
+    return taught_clean()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +42,7 @@ def planted():
 
 @pytest.fixture(scope="module")
 def permuted():
-    return taught(lambda scene: all_to_all.make(scene, target=0, rate=0.5))
+    return taught_permuted()
 
 
 def margins(classifier, **options):
