@@ -1,0 +1,42 @@
+"""The reports: plain data that serialise to JSON and load back equal."""
+
+from __future__ import annotations
+
+from goodnet.reports.base import Data, DataRef, FileRef, ModelRef, Proportion, write_text
+from goodnet.reports.others import Evaluation, FleetReport, FleetResult, FleetRow
+from goodnet.reports.repaired import (
+    AccuracyLoss,
+    Certificate,
+    ClassChange,
+    FilterReport,
+    FreshScan,
+    RemedyTrial,
+    RepairReport,
+    Standing,
+)
+from goodnet.reports.scanned import LabelEvidence, ScanReport, TestResult, Verdict
+
+__all__ = [
+    "AccuracyLoss",
+    "Certificate",
+    "ClassChange",
+    "Data",
+    "DataRef",
+    "Evaluation",
+    "FileRef",
+    "FilterReport",
+    "FleetReport",
+    "FleetResult",
+    "FleetRow",
+    "FreshScan",
+    "LabelEvidence",
+    "ModelRef",
+    "Proportion",
+    "RemedyTrial",
+    "RepairReport",
+    "ScanReport",
+    "Standing",
+    "TestResult",
+    "Verdict",
+    "write_text",
+]

@@ -1,0 +1,52 @@
+"""What all reports are made of, and how they are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Data(BaseModel):
+    """Base of all report types: frozen, and nothing unknown gets in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Proportion(Data):
+    """A share of ``n`` images with its exact 95 % interval (Clopper and Pearson 1934)."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class FileRef(Data):
+    """What was read: where it lay, and its SHA-256."""
+
+    path: str | None
+    sha256: str
+
+
+class ModelRef(FileRef):
+    """The model that was scanned."""
+
+    kind: str
+    num_classes: int
+    input_shape: tuple[int, int, int]
+
+
+class DataRef(FileRef):
+    """The clean images."""
+
+    images: int
+    classes: int
+
+
+def write_text(path: Path, report: Data) -> None:
+    """Writes ``report`` as one JSON document, all or nothing."""
+    from goodnet.formats.files import atomic
+
+    with atomic(path) as temporary:
+        temporary.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
