@@ -19,7 +19,7 @@ import zoo
 from records import RESULTS
 
 import goodnet
-from goodnet.scores import Floats, Raw, Scores, combine
+from goodnet.scores import Floats, Raw, Scores, combine, is_handful
 from goodnet.tables import FILE, ReferenceModel, Tables
 
 SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
@@ -45,10 +45,10 @@ def reference_model(record: dict[str, Any]) -> ReferenceModel:
     """One line of the tables."""
     rated, usual = rescored(record)
     ranked = any(row["control"] for row in record["labels"])
-    # Records of before there were patches say nothing of today's score, nor of the permutation,
-    # which is looked for by them: what else they hold is as it was.
+    # Records of before there were patches say nothing of the permutation, which is looked for by
+    # them: what else they hold is as it was.
     complete = ranked or bool(np.isfinite(rated.patch).all())
-    scores = rated.score.tolist() if complete else []
+    scores = rated.score.tolist() if complete or not is_handful(rated.labels) else []
     return ReferenceModel(
         name=record["model"],
         num_classes=record["num_classes"],

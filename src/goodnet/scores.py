@@ -17,8 +17,15 @@ from goodnet.statistics import MAD_TO_SIGMA, mad_index
 
 Floats = NDArray[np.float64]
 
+HANDFUL = 20
+"""Up to so many labels are held against each other by masks, margins and patches. Of more, patches
+are not tried: what they do on clean networks of some dozen classes is not known well enough."""
+
 CEILING = 8.0
 """No index counts for more than this: beyond it a robust z says nothing more."""
+
+NOISE_WEIGHT = 0.3
+"""Of the margin from noise, which is the first to be fooled by a label that is easy by nature."""
 
 MARGIN_FLOOR, MASK_FLOOR, NOISE_FLOOR = 0.2, 0.25, 0.1
 """The least spread that labels are taken to have. The spread of ten labels is itself chance: where
@@ -62,7 +69,7 @@ class Scores:
         warp_index: robust z of the margin under a warp, mean over the reaches; not in the score.
         patch: margin under the best patch, in units of a clean image's; not in the score.
         patch_index: robust z of it.
-        score: one number of all, see :func:`agreement` and :func:`total`.
+        score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
 
     labels: list[int]
@@ -96,8 +103,12 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     patch_index = robust_index(patch, usual, MARGIN_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
-    ranked = is_ranked(labels, reference)
-    score = total(margin, mask, noise) if ranked else agreement(mask, margin, patch_index)
+    if is_ranked(labels, reference):
+        score = total(margin, mask, noise)
+    elif is_handful(labels):
+        score = handful(margin, mask, patch_index)
+    else:
+        score = agreement(margin, mask, noise)
     anomaly = _anomaly(sizes, usual)
     return Scores(list(labels), margin, anomaly, mask, noise, warp, patch, patch_index, score)
 
@@ -126,6 +137,11 @@ def is_ranked(labels: Sequence[int], reference: Sequence[int]) -> bool:
     return len(set(reference)) < len(set(labels))
 
 
+def is_handful(labels: Sequence[int]) -> bool:
+    """Whether so few labels are held against each other that patches are tried for them."""
+    return len(labels) <= HANDFUL
+
+
 def total(margin: Floats, mask: Floats, noise: Floats) -> Floats:
     """One number for three indices, where many labels were ranked: ``(k + m + n) / sqrt(3)``.
 
@@ -142,16 +158,29 @@ def _bounded(index: Floats) -> Floats:
     return np.clip(np.nan_to_num(index, nan=0.0), 0.0, CEILING)
 
 
-def agreement(mask: Floats, margin: Floats, patch: Floats) -> Floats:
-    """One number for three indices, of few labels: ``sqrt(k max(m, p))``.
+def agreement(margin: Floats, mask: Floats, noise: Floats) -> Floats:
+    """One number for three indices, of some labels: ``(k + min(k, m) + w min(k, n)) / (2 + w)``.
 
-    k, m and p are the indices of mask, margin and patch, between 0 and :data:`CEILING`. On clean
-    networks of few classes one of them alone is often large: any faint change, or a patch of bright
-    colours anywhere, drives images to a label that is easy by nature, whose smallest mask is
-    ordinary. What is planted has a small mask as well, and obeys a faint change (a blend, stripes)
-    or a patch in one place (a sticker, a Trojan), seldom both.
+    k, m and n are the indices of mask, margin and noise margin, between 0 and :data:`CEILING`; w
+    is :data:`NOISE_WEIGHT`. On clean networks one index alone is often large: noise or any faint
+    change drives images to a label that is easy by nature. What is planted has a small mask as
+    well, so the other two count as far as the mask agrees.
     """
-    k, m, p = (_bounded(part) for part in (mask, margin, patch))
+    m, k, n = (_bounded(part) for part in (margin, mask, noise))
+    score: Floats = (k + np.minimum(k, m) + NOISE_WEIGHT * np.minimum(k, n)) / (2 + NOISE_WEIGHT)
+    return score
+
+
+def handful(margin: Floats, mask: Floats, patch: Floats) -> Floats:
+    """One number for three indices, of up to :data:`HANDFUL` labels: ``sqrt(k max(m, p))``.
+
+    k, m and p are the indices of mask, margin and patch, between 0 and :data:`CEILING`. With ten
+    labels the mask's index stays low however small a mask is: its spread is itself chance, and
+    large where several labels are attacked. What is planted obeys a faint change (a blend, stripes)
+    or a patch in one place (a sticker, a Trojan) beyond that; what is easy by nature has an
+    ordinary mask.
+    """
+    m, k, p = (_bounded(part) for part in (margin, mask, patch))
     score: Floats = np.sqrt(k * np.maximum(m, p))
     return score
 

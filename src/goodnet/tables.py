@@ -13,6 +13,7 @@ from importlib import resources
 from pydantic import BaseModel, ConfigDict
 
 from goodnet.calibration import Maxima, Reference, maxima, reference
+from goodnet.scores import HANDFUL
 
 FILE = "calibration.json"
 
@@ -66,10 +67,6 @@ FEWEST_CLASSES, MOST_CLASSES = 8, 200
 """The tables' reach: reference models have 10 to 43 classes, and the p-value allows for a few times
 more of them. With fewer than 8 labels the spread of the others says too little."""
 
-HANDFUL = 20
-"""Up to so many classes a model is held against models of 10 and 12, above against those of 43: of
-more labels the easiest stands out further, and models differ more in how far."""
-
 FEWEST_IMAGES = 60
 """Reference models are scanned with 100 to 400 images; with much fewer the numbers scatter more."""
 
@@ -102,7 +99,9 @@ def out_of_reach(num_classes: int, compared: int, images: int, ranked: bool) -> 
 
 
 def _kind(num_classes: int, ranked: bool) -> str:
-    """What a model's reference is keyed by."""
+    """What a model's reference is keyed by: the score of a handful of labels is one of its own, and
+    of more labels the easiest stands out further, and models differ more in how far.
+    """
     return "ranked" if ranked else "few classes" if num_classes <= HANDFUL else "some classes"
 
 

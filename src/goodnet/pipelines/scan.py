@@ -25,6 +25,7 @@ from goodnet.pipelines.begin import FIT_IMAGES, Begun, begin
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.pipelines.ranking import rank
 from goodnet.reports import ScanReport
+from goodnet.scores import is_handful
 
 EVERY_LABEL = 64
 """Up to this many classes every label is measured in full."""
@@ -209,10 +210,10 @@ def _default(
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
     noise, patches, warps = Evidence(), Evidence(), Evidence()
     # What the score is made of: see goodnet.scores.
-    if leaders_only:
-        noise = CHANNELS["noise_margin"](early, chosen, NOISE)
-    else:
+    if is_handful(chosen) and not leaders_only:
         patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
+    else:
+        noise = CHANNELS["noise_margin"](early, chosen, NOISE)
     # Where no reference models are like this one, nothing could be made of it.
     if tables.out_of_reach(tested, tested, images, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
