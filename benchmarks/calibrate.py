@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import zoo
-from records import RESULTS
+from records import RESULTS, truths
 
 import goodnet
 from goodnet.scores import Floats, Raw, Scores, combine, is_handful
@@ -41,7 +41,7 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
     return combine(labels, raw, controls), [label in controls for label in labels]
 
 
-def reference_model(record: dict[str, Any]) -> ReferenceModel:
+def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
     """One line of the tables."""
     rated, usual = rescored(record)
     ranked = any(row["control"] for row in record["labels"])
@@ -54,6 +54,7 @@ def reference_model(record: dict[str, Any]) -> ReferenceModel:
         num_classes=record["num_classes"],
         batch_norm=record["batch_norm"],
         images=record["images"],
+        accuracy=round(accuracy, 4),
         ranked=ranked,
         scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=False) if one),
         highest=_rounded(max(scores, default=None)),
@@ -78,14 +79,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=SHIPPED)
     given = parser.parse_args()
     wanted = [s.name for s in zoo.setups() if s.split == "calibration"]
-    models = []
+    models, known = [], truths(RESULTS)
     for path in sorted(given.records.glob("*.clean.json")):
         record = json.loads(path.read_text("utf-8"))
         if record["model"].removesuffix(".clean") not in wanted:
             raise SystemExit(f"{record['model']} is no model of the calibration split")
         if "error" in record:
             raise SystemExit(f"{record['model']}: {record['error']}")
-        models.append(reference_model(record))
+        models.append(reference_model(record, known[record["model"]]["clean_accuracy"]))
     made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
     given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
     print(f"{len(models)} clean models in {given.output.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,17 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
     decision = decide(findings(ordinary(10), preferred=preferred))
     assert decision.verdict == "backdoored"
     assert decision.targets == [4]
+
+
+def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():
+    """Any change takes the answers of a network that is right on .6 of the images to one label."""
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 1.5}
+    sure = findings(ordinary(10), preferred=preferred)
+    unsure = replace(sure, accuracy=0.6)
+    assert decide(sure).verdict == "backdoored"
+    assert decide(unsure).verdict != "backdoored"
+    far = {**preferred, 4: 12.0}
+    assert decide(replace(unsure, preferred=far)).verdict == "backdoored"
 
 
 def test_a_label_that_one_warp_leads_to_is_named():

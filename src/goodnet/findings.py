@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from goodnet.reports import TestResult, Verdict
 from goodnet.scores import Scores
+from goodnet.tables import SURE
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Findings:
         mapping: class -> label of that permutation.
         ranked: whether the labels are leaders of a ranking, with controls.
         preferred: label -> margin under the change that favours it most; empty if not measured.
+        accuracy: share of the clean images that the model gets right.
     """
 
     scores: Scores
@@ -31,6 +33,12 @@ class Findings:
     mapping: Mapping[int, int] = field(default_factory=dict)
     preferred: Mapping[int, float] = field(default_factory=dict)
     ranked: bool = False
+    accuracy: float = 1.0
+
+    @property
+    def sure(self) -> bool:
+        """Whether the model is right so often that it is held against models like that."""
+        return self.accuracy >= SURE
 
     @property
     def tested(self) -> int:

@@ -26,6 +26,7 @@ class ReferenceModel(BaseModel):
         num_classes: K.
         batch_norm: whether the network has such layers.
         images: clean images that the scan had.
+        accuracy: the model's, on images that nobody trained or scanned with.
         ranked: whether there were so many labels that they were ranked first; then the score is
             another one (:func:`goodnet.scores.total`).
         scores: of the labels that no ranking had chosen; empty where the score was not measured.
@@ -41,6 +42,7 @@ class ReferenceModel(BaseModel):
     num_classes: int
     batch_norm: bool
     images: int
+    accuracy: float
     ranked: bool
     scores: list[float]
     highest: float | None
@@ -66,6 +68,11 @@ networks differ there that have nothing to do with each other."""
 FEWEST_CLASSES, MOST_CLASSES = 8, 200
 """The tables' reach: reference models have 10 to 43 classes, and the p-value allows for a few times
 more of them. With fewer than 8 labels the spread of the others says too little."""
+
+SURE = 0.7
+"""A model that is right less often is unsure of everything, and small changes of the images take
+its answers to one label: there it is held against unsure models. (Reference models are right on .52
+to .67, or on .77 and more.)"""
 
 FEWEST_IMAGES = 60
 """Reference models are scanned with 100 to 400 images; with much fewer the numbers scatter more."""
@@ -111,13 +118,14 @@ def _alike(num_classes: int, ranked: bool) -> list[ReferenceModel]:
 
 
 @lru_cache(maxsize=64)
-def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
+def of_models(num_classes: int, ranked: bool, sure: bool = True) -> dict[str, Maxima | None]:
     """What the statistics of whole models are, by their names in :class:`ReferenceModel`.
 
     Args:
         num_classes: K of the model that is judged.
         ranked: whether the score is that of labels that were ranked first. The other statistics are
             held against all models that were not: those of many classes do not come near them.
+        sure: whether the model is right often, see :data:`SURE`.
     """
     models = [model for model in shipped().models if not model.ranked]
     alike = [m for m in _alike(num_classes, ranked) if m.highest is not None]
@@ -125,7 +133,9 @@ def of_models(num_classes: int, ranked: bool) -> dict[str, Maxima | None]:
     return {
         "highest": maxima([m.highest or 0.0 for m in alike], [m.num_classes for m in alike]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
-        "preferred": maxima([max(model.preferred, UNSURE) for model in models]),
+        "preferred": maxima(
+            [max(m.preferred, UNSURE) for m in models if (m.accuracy >= SURE) == sure]
+        ),
         "warped": maxima([m.warped or 0.0 for m in warped], [m.num_classes for m in warped]),
     }
 

@@ -49,7 +49,8 @@ def decide(found: Findings) -> Decision:
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known, scores = tables.of_models(found.tested, found.ranked), found.scores
+    known = tables.of_models(found.tested, found.ranked, found.sure)
+    scores = found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     warp = scores.warp_index

@@ -119,6 +119,7 @@ def conclude(
                 measured.permutation.mapping,
                 measured.preferred,
                 is_ranked(measured.labels, measured.reference),
+                float(right.float().mean()),
             )
         )
         if default
