@@ -117,8 +117,8 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
         values += [1.0] * max(0, found.tested - len(values))
         chosen = [order[place] for place in selected(values, FALSE_LABELS)]
         # The easiest label of a clean network is often the easiest of its attacked twin, too: a
-        # further target must be one that would make a clean model suspicious.
-        named += [label for label in chosen if alone(label) <= SUSPICIOUS] or order[:1]
+        # further target must be one that would be called a backdoor if it stood alone.
+        named += [label for label in chosen if alone(label) <= BACKDOORED] or order[:1]
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
     # A network that obeys a trigger is easily led in other ways as well: where a label that stands
