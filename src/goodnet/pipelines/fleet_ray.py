@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import tempfile
 from collections import deque
 from collections.abc import Generator
@@ -18,6 +19,9 @@ from goodnet.reports import FleetResult
 TRIES = 5
 """How often Ray begins a task again whose worker or node was lost. For tasks that were ended for
 want of memory a cluster has a number of its own (``RAY_task_oom_retries`` where it is started)."""
+
+KNOCK = 10.0
+"""Seconds in which somebody has to answer at a cluster's address."""
 
 AHEAD = 2
 """Tasks that are sent for each core of the cluster."""
@@ -90,6 +94,7 @@ def _connect(address: str) -> tuple[Any, bool]:
     if ray.is_initialized():
         return ray, False
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray's own kinds, and sockets'
         reason = next(iter(str(error).strip().splitlines()), "")[:200]
@@ -99,6 +104,17 @@ def _connect(address: str) -> tuple[Any, bool]:
             "start one with 'ray start --head', and give the address that it prints",
         ) from error
     return ray, True
+
+
+def _knock(address: str) -> None:
+    """Whether anybody is there: Ray itself tries for minutes. Names like "auto" are for Ray.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 def _task(
