@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from goodnet.images import Images, load_images
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import scan
 from goodnet.reports import ScanReport
+
+# Whichever file of tests comes first imports Keras, and its backend is that of all of them.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
