@@ -64,6 +64,7 @@ def scan_and_strike(tmp_path):
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_the_models_of_a_node_that_dies_are_done_by_another(hub, tmp_path, scan_and_strike):
     report, told = scan_and_strike(hub)
     rows = {row.name: row for row in report.rows}

@@ -20,6 +20,8 @@ from goodnet.pipelines.load import load
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.remedies.adversarial import AdversarialSettings, adversarial
 
+pytestmark = pytest.mark.slow
+
 NEW = ("fine-tuning", "fine-pruning", "pruning", "adversarial")
 KINDS = ("plain", "norm", "clean")
 
