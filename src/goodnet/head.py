@@ -66,11 +66,11 @@ class _Product:
     bias: int
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Notes every linear operation that answers with one number for each class."""
 
     def __init__(self, owners: dict[int, Tensor], classes: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.owners = owners
         self.classes = classes
         self.products: list[_Product] = []
@@ -99,11 +99,11 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
     """Follows the last convolution's output as long as each place and channel stays what it is."""
 
     def __init__(self, owners: dict[int, Tensor], passed_over: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.owners = owners
         self.passed_over = passed_over
         self.current: Tensor | None = None
@@ -157,7 +157,7 @@ def find_channels(classifier: Classifier, images: Tensor) -> Channels:
     owners: dict[int, Tensor] = {_address(p): p for p in classifier.module.parameters()}
     owners.pop(0, None)
     total: Tensor | None = None
-    for batch in images.split(FORWARD_BATCH):  # type: ignore[no-untyped-call]
+    for batch in torch.split(images, FORWARD_BATCH):
         with torch.no_grad(), _Follower(owners, passed_over) as follower:
             classifier(batch)
         if follower.current is None:
@@ -209,7 +209,7 @@ def find_head(classifier: Classifier, images: Tensor) -> Head:
 def _features(classifier: Classifier, parameter: Tensor) -> Callable[[Tensor], Tensor]:
     def features(images: Tensor) -> Tensor:
         rows = []
-        for batch in images.split(FORWARD_BATCH):  # type: ignore[no-untyped-call]
+        for batch in torch.split(images, FORWARD_BATCH):
             products, _ = _watch(classifier, batch)
             entered = _entered(products, _address(parameter), len(batch))
             if entered is None:

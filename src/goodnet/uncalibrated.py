@@ -28,7 +28,7 @@ of the :data:`HEAD` highest scores must lead the next by :data:`GAP`; targets ar
 
 PERMUTATION_BAR = 0.8
 """Share of images that fit a map of the classes: of the clean models behind the tables none comes
-to more than .43. Fewer classes than those models have can be permuted by chance."""
+to more than .35. Fewer classes than those models have can be permuted by chance."""
 
 
 def by_index(found: Findings, missing: str) -> Decision:

@@ -165,7 +165,7 @@ def _sentence(test: TestResult, found: Findings) -> str:
 def looks(scores: Scores, label: int) -> str:
     """Whether a named label's trigger looks planted or natural, and which channels speak for it.
 
-    An easy class is forced by any faint change, but by no smaller patch than others are.
+    An easy class is forced by any faint change, but by no smaller mask than others are.
     """
     place = scores.labels.index(label)
     told = {
@@ -183,7 +183,7 @@ def looks(scores: Scores, label: int) -> str:
     elif small:
         opinion = "planted: a small patch forces it, though no faint change does"
     else:
-        opinion = "natural, perhaps: no smaller patch forces it than other labels"
+        opinion = "natural, perhaps: no smaller mask forces it than other labels"
     heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 

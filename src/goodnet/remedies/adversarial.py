@@ -35,6 +35,7 @@ from goodnet.classifier import Classifier
 from goodnet.perturbation import FAR_BELOW, MOMENTUM
 from goodnet.remedies.anchored import surroundings
 from goodnet.remedies.patient import Patient
+from goodnet.remedies.rates import bearable
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,14 @@ def adversarial(patient: Patient, settings: AdversarialSettings = DEFAULT) -> Cl
         settings: how far, and how long.
     """
     answers = patient.classifier.logits(patient.images)
-    rate = settings.learning_rate
-    for _ in range(settings.tries):
-        cured = _unlearn(patient, answers, settings, rate)
-        now = cured.logits(patient.images)
-        changed = int((now.argmax(1) != answers.argmax(1)).sum())
-        if bool(now.isfinite().all()) and changed <= max(1, settings.most_changed * len(now)):
-            break
-        rate /= 4
-    return cured
+    return bearable(
+        lambda rate: _unlearn(patient, answers, settings, rate),
+        patient.images,
+        answers,
+        rate=settings.learning_rate,
+        tries=settings.tries,
+        most_changed=settings.most_changed,
+    )
 
 
 def _unlearn(

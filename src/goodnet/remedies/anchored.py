@@ -29,6 +29,7 @@ from goodnet.errors import GoodnetError
 from goodnet.head import find_head
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
+from goodnet.remedies.rates import bearable
 
 
 @dataclass(frozen=True)
@@ -104,15 +105,14 @@ def _learn(
     start: Classifier, heads: bool, patient: Patient, settings: AnchoredSettings
 ) -> Classifier:
     answers = start.logits(patient.images)
-    rate = settings.learning_rate
-    for _ in range(settings.tries):
-        cured = _train(start, patient, answers, settings, rate, heads)
-        now = cured.logits(patient.images)
-        changed = int((now.argmax(1) != answers.argmax(1)).sum())
-        if bool(now.isfinite().all()) and changed <= max(1, settings.most_changed * len(now)):
-            break
-        rate /= 4
-    return cured
+    return bearable(
+        lambda rate: _train(start, patient, answers, settings, rate, heads),
+        patient.images,
+        answers,
+        rate=settings.learning_rate,
+        tries=settings.tries,
+        most_changed=settings.most_changed,
+    )
 
 
 def _train(

@@ -173,7 +173,7 @@ def _old_row(patient: Patient, after: Head) -> tuple[Tensor, Tensor]:
         return value
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        solver.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
     return new.detach(), shift.detach()
 
 

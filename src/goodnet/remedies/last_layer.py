@@ -112,7 +112,7 @@ def _refit(
         return value
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[no-untyped-call]
+        solver.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
     return row.detach(), offset.detach()
 
 
