@@ -20,6 +20,8 @@ from measure_peer import BENEFIT
 
 SECONDS_BEFORE_GUESSING = 30
 """How long a scan runs before the time that it will take is believed."""
+LEADERS = 4
+"""Labels of which a record tells the evidence."""
 
 
 class TooLongError(Exception):
@@ -83,8 +85,19 @@ def goodnet_record(
         "mask_iou": overlaps(report, truth),
     }
     if method == "default":
+        # Of the first labels what the verdict looked at; the whole for `--method repair`.
+        record["leaders"] = [_leader(entry) for entry in report.labels[:LEADERS]]
+        (place / "scan.json").write_text(report.model_dump_json(), "utf-8")
         record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
     return record
+
+
+def _leader(entry: Any) -> dict[str, Any]:
+    """What was measured for a label, in a line."""
+    indexes = ("mask", "margin", "patch", "noise", "warp")
+    told = {"label": entry.label, "score": entry.score, "p_value": entry.p_value}
+    told |= {name: getattr(entry, f"{name}_index") for name in indexes}
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
 
 
 def overlaps(report: Any, truth: dict[str, Any]) -> dict[int, float]:
@@ -131,9 +144,6 @@ def _moved(region: torch.Tensor, reach: int, mirror: bool) -> list[torch.Tensor]
 
 def repair_record(goodnet, classifier, report, defender, truth) -> dict[str, Any] | None:
     """What the repair costs and removes, on images that no step has seen; None without a target."""
-    from goodnet.attacks.poison import poisoned_test
-    from goodnet.attacks.revive import from_ground_truth
-
     if not report.targets:
         return None
     started = time.monotonic()
@@ -143,21 +153,29 @@ def repair_record(goodnet, classifier, report, defender, truth) -> dict[str, Any
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
     seconds = time.monotonic() - started
-    judge = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"]).judge
-
-    def accuracy(model, images, labels) -> float:
-        return float((model.logits(images.pixels).argmax(1) == labels).float().mean())
-
-    result = {
+    return {
         "remedy": cured.report.remedy,
         "holds": cured.report.certificate.holds,
         "seconds": seconds,
-        "accuracy_before": accuracy(classifier, judge, judge.labels),
-        "accuracy_after": accuracy(cured.classifier, judge, judge.labels),
+        **outcome(classifier, cured.classifier, truth),
     }
+
+
+def outcome(before: Any, after: Any, truth: dict[str, Any]) -> dict[str, float]:
+    """Accuracy, attack success and recovered accuracy of two classifiers, on the judge's images."""
+    from goodnet.attacks.poison import poisoned_test
+    from goodnet.attacks.revive import from_ground_truth
+
+    judge = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"]).judge
+
+    def accuracy(model: Any, images: Any, labels: torch.Tensor) -> float:
+        return float((model.logits(images.pixels).argmax(1) == labels).float().mean())
+
+    both = {"before": before, "after": after}
+    result = {f"accuracy_{when}": accuracy(m, judge, judge.labels) for when, m in both.items()}
     if truth["attack"]:
         stamped = poisoned_test(judge, from_ground_truth(truth["attack"]))
-        for when, model in (("before", classifier), ("after", cured.classifier)):
+        for when, model in both.items():
             result[f"attack_{when}"] = accuracy(model, stamped, stamped.labels)
             result[f"recovered_{when}"] = accuracy(model, stamped, stamped.true_labels)
     return result

@@ -43,13 +43,14 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     """
     kept = ("data", "split", "attack_name", "targets", "num_classes", "recipe", "clean_accuracy")
     kept += ("twin_accuracy", "attack_success", "passes", "seconds", "cpu_seconds")
-    known, names = truths(folder), {m for setup in zoo.setups() for m in setup.models()}
+    known = truths(folder)
+    splits = {model: setup.split for setup in zoo.setups() for model in setup.models()}
     for path in sorted(source.glob("*/truth.json")):
         truth = json.loads(path.read_text("utf-8"))
         known[truth["model"]] = {key: truth[key] for key in kept if key in truth}
         known[truth["model"]]["weights_sha256"] = checksum(path.parent / "weights.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    known = {name: known[name] for name in sorted(known) if name in names}
+    known = {n: known[n] | {"split": splits[n]} for n in sorted(known) if n in splits}
     temporary = folder / "zoo.tmp"
     temporary.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
     temporary.rename(folder / "zoo.json")

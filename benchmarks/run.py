@@ -27,7 +27,7 @@ from typing import Any
 import zoo
 from records import RESULTS, checksum, summarise_zoo, truths
 
-METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence")
+METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence", "repair")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
 LATE = ("would take", "not done after")
@@ -39,6 +39,7 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
     from measure_evidence import evidence_record
     from measure_goodnet import goodnet_record
     from measure_peer import PEERS, peer_record
+    from measure_repair import repair_comparison
 
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
@@ -46,6 +47,8 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
     try:
         if method == "evidence":
             record = evidence_record(truth, place)
+        elif method == "repair":
+            record = repair_comparison(truth, place)
         else:
             make = peer_record if method in PEERS else goodnet_record
             record = make(method, truth, place, bound)
@@ -109,6 +112,7 @@ def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
                 if given.only in model
                 and not record_of(given, method, model).exists()
                 and _took(given.zoo / model / "truth.json")
+                and (method != "repair" or _scanned(given.zoo / model))
             ]
             if models:
                 found.append((method, models))
@@ -127,6 +131,11 @@ def refuse_stale(given: argparse.Namespace) -> None:
 def _took(truth: Path) -> bool:
     """Whether a model is trained, and its attack took."""
     return truth.exists() and bool(json.loads(truth.read_text("utf-8"))["passes"])
+
+
+def _scanned(place: Path) -> bool:
+    """Whether an attacked model has been scanned, so that its repair can be measured."""
+    return (place / "scan.json").exists() and not place.name.endswith(".clean")
 
 
 def record_of(given: argparse.Namespace, method: str, model: str) -> Path:
@@ -165,7 +174,7 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, action="append")
     parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
-    parser.add_argument("--split", choices=["test", "calibration"], default="test")
+    parser.add_argument("--split", choices=list(zoo.SPLITS), default="test")
     parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a scan may take")

@@ -27,6 +27,7 @@ from records import (
     summarise_zoo,
     truths,
 )
+from table_repair import HEADER, comparison, repair_records
 
 KEYS: dict[str, Callable[[Record], str]] = {
     "attack": lambda r: r["truth"]["attack_name"] or "clean",
@@ -86,7 +87,7 @@ def overall(found: dict[str, list[Record]], expected: int) -> str:
 
 def ours(found: dict[str, list[Record]]) -> str:
     """The method that the others stand beside: the default, or until it is run its first run."""
-    return next(run for run in ("default", "second-run", "first-run") if run in found)
+    return next((run for run in ("default", "second-run", "first-run") if run in found), "default")
 
 
 def same_models(found: dict[str, list[Record]]) -> str:
@@ -181,6 +182,19 @@ def repairs(rows: list[Record]) -> str:
     return table([*header, "recovered", "s, median"], lines)
 
 
+def repairs_compared(rows: list[Record]) -> str:
+    """Repairs side by side: where the scan named a label, and on all attacked models."""
+    if not rows:
+        return "Not measured yet.\n"
+    parts = []
+    for title, part in (
+        ("Where the scan named a label:", [r for r in rows if r["targets"]]),
+        ("All that were tried, also where the scan named none:", rows),
+    ):
+        parts += [title + "\n", table(HEADER, comparison(part))]
+    return "\n".join(parts)
+
+
 def failures(found: dict[str, list[Record]]) -> str:
     """Models on which a method could not be run, and why."""
     lines = []
@@ -198,7 +212,7 @@ def below_their_bar(known: dict[str, Record]) -> str:
     lines = [
         [name, t["split"], *(figure(t.get(column)) for column in columns)]
         for name, t in known.items()
-        if not t["passes"]
+        if not t["passes"] and t["split"] != "retired"
     ]
     return table(["model", "split", "accuracy", "twin's", "attack success"], lines)
 
@@ -219,7 +233,8 @@ def _words(options: dict[str, object]) -> str:
 
 def the_zoo(known: dict[str, Record]) -> str:
     """How many models, how good, how long they took."""
-    whole = sum(len(setup.models()) for setup in zoo.setups())
+    known = {name: t for name, t in known.items() if t["split"] != "retired"}
+    whole = sum(len(setup.models()) for setup in zoo.setups() if setup.split != "retired")
     untouched = [t for t in known.values() if t["attack_name"] is None]
     minutes = sum(t["cpu_seconds"] for t in known.values()) / 2 / 60
     lines = [
@@ -236,13 +251,20 @@ def the_zoo(known: dict[str, Record]) -> str:
     )
 
 
+def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
+    """What was measured on models that are retired, beside the test split only."""
+    found = records(folder, known, "retired") if split == "test" else {}
+    expected = sum(t["split"] == "retired" and t["passes"] for t in known.values())
+    return ["## Earlier runs, on models that are retired\n", overall(found, expected)] * bool(found)
+
+
 def main() -> None:
     """Writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("-o", "--output", type=Path, default=zoo.HERE / "RESULTS.md")
-    parser.add_argument("--split", choices=["test", "calibration"], default="test")
+    parser.add_argument("--split", choices=list(zoo.SPLITS), default="test")
     given = parser.parse_args()
     if given.zoo.is_dir():
         summarise_zoo(given.zoo, given.results)
@@ -260,6 +282,7 @@ def main() -> None:
         overall(found, expected),
         "## Side by side, on the same models\n",
         same_models(found),
+        *earlier(given.results, known, given.split),
         *([closing.read_text("utf-8")] if published else []),
         "## By attack, network and data\n",
         each_method(found),
@@ -267,6 +290,8 @@ def main() -> None:
         triggers(rows),
         "## Repair by goodnet's default\n",
         repairs(rows),
+        "## Repairs side by side\n",
+        repairs_compared(repair_records(given.results, known, given.split)),
         "## Where a method could not be run\n",
         failures(found),
         "## Attacks that did not take, left out\n",

@@ -126,7 +126,7 @@ def main() -> None:
     """Trains what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-o", "--output", type=Path, default=zoo.ZOO)
-    parser.add_argument("--split", choices=["test", "calibration"])
+    parser.add_argument("--split", choices=list(zoo.SPLITS))
     parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
     parser.add_argument("--only", default="", help="setups whose name contains this")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -136,7 +136,7 @@ def main() -> None:
         setup
         for setup in zoo.setups()
         if given.only in setup.name
-        and (given.split is None or setup.split == given.split)
+        and (setup.split == given.split if given.split else setup.split != "retired")
         and (setup.small or not given.small)
     ]
     for setup in chosen:

@@ -24,6 +24,8 @@ SHARED = HERE.parents[1] / "shared" / "data"
 ZOO = HERE.parent / ".zoo"
 PER_CLASS, AT_MOST = 10, 400
 """Clean images that the defender gets."""
+SPLITS = ("test", "calibration", "retired")
+"""Of the last one the results are known: the test split of earlier runs."""
 WARP_LIKE = ("warping", "all-to-all", "dynamic")
 """Attacks that count with a success of 75 % already; the others need 90 %."""
 
@@ -143,6 +145,25 @@ def defender(data: str, split: str) -> Images:
     rest = _arrays(data)[1]
     mine, _, others = _parts(rest)
     return rest.select(mine if split == "test" else others)
+
+
+def clean_share(data: str, share: float) -> Images:
+    """Clean images for a repair, as a share of how many the attacker trains on, classes in turn.
+
+    They are none of the attacker's or the judge's; of lfw there are no more than the defender's.
+    """
+    amount = description()["data"][data]["training"]
+    if data == "signs":
+        amount *= len(SIGN_NAMES)
+        pool = draw_signs(PER_CLASS * 2, seed=17)
+    elif data == "lfw":
+        pool = _lfw()[1]
+    else:
+        pool = _arrays(data)[1]
+        free = torch.ones(len(pool), dtype=torch.bool)
+        free[_parts(pool)[1]] = False
+        pool = pool.select(torch.nonzero(free)[:, 0])
+    return pool.select(balanced(pool.labels, round(share * amount), 2))
 
 
 def _shuffled(images: Images) -> Images:
