@@ -198,6 +198,15 @@ def growth(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def shortlist(given: argparse.Namespace) -> dict[str, Any]:
+    """Whether the ranking of many labels keeps the true targets."""
+    import speed_shortlist
+
+    need_net()
+    seeds = 1 if given.smoke else 5
+    return apart(speed_shortlist.places, given.zoo, seeds, given.workers)
+
+
 def fleet(given: argparse.Namespace) -> dict[str, Any]:
     """50 small networks through Ray on this machine, a worker killed midway."""
     import speed_fleet
@@ -221,6 +230,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "workers": workers,
     "growth": growth,
     "gtsrb": gtsrb,
+    "shortlist": shortlist,
     "fleet": fleet,
 }
 

@@ -116,6 +116,17 @@ def _gtsrb(record: Record) -> str:
     return f"{record['seconds']:.0f} s; {said} ({record['model']})"
 
 
+def _shortlist(record: Record) -> str:
+    lost = sorted({row["model"] for row in record["rows"] if not row["kept"]})
+    last = max(row["first_round"] for row in record["rows"])
+    networks = len({row["model"] for row in record["rows"]})
+    told = f"{networks} networks, {record['seeds']} seeds; lost: {', '.join(lost) or 'none'}"
+    return (
+        f"{record['kept']} of {record['targets']} targets are among the {record['leaders']} "
+        f"leaders ({told}); the last one's place after the first round is {last}"
+    )
+
+
 def _fleet(record: Record) -> str:
     killed = record["killed_after_answers"]
     blow = "no worker was killed" if killed is None else f"a worker killed after {killed} answers"
@@ -149,6 +160,7 @@ ROWS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "workers": ("two workers against one", _workers),
     "growth": ("from 100 to 10,000 labels on the real trunk", _growth),
     "gtsrb": ("default scan, 43 traffic signs", _gtsrb),
+    "shortlist": ("true targets that the ranking of many labels keeps", _shortlist),
     "fleet": ("fleet of small networks on Ray, a worker killed midway", _fleet),
 }
 """Row -> what it is, and its figures in words."""

@@ -1,0 +1,78 @@
+"""Whether the ranking of many labels keeps the true targets: their places, round by round."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import zoo
+from speed_records import FACES, NET
+
+import goodnet
+from goodnet.parallel import silent
+from goodnet.pipelines.begin import begin
+from goodnet.pipelines.ranking import LEADERS, rank
+from goodnet.pipelines.scan import EVERY_LABEL
+
+NETS = (NET, NET.with_name("anonymous_1_bd_net.h5"))
+"""Both have the target 0."""
+
+
+def candidates(folder: Path) -> list[dict[str, Any]]:
+    """Attacked networks whose labels are ranked: the real ones, and the zoo's."""
+    found: list[dict[str, Any]] = [
+        {"model": path.stem, "file": path, "data": None, "targets": [0]} for path in NETS
+    ]
+    for path in sorted(folder.glob("*/truth.json")):
+        truth = json.loads(path.read_text("utf-8"))
+        some = truth["attack"] and truth["passes"] and truth["num_classes"] > EVERY_LABEL
+        if some and len(truth["targets"]) < truth["num_classes"]:
+            found.append(
+                {
+                    "model": truth["model"],
+                    "file": path.parent / truth["file"],
+                    "data": (truth["data"], truth["split"]),
+                    "targets": truth["targets"],
+                }
+            )
+    return found
+
+
+def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
+    """Ranks all labels of each network, with other images and controls for each seed.
+
+    Args:
+        folder: of the zoo.
+        seeds: 0 to ``seeds`` - 1.
+        workers: threads.
+
+    Returns:
+        ``rows``: for each target its place (from 1) after the first round, and whether it is among
+        the leaders that are measured in full; ``kept`` of ``targets`` are.
+    """
+    rows = []
+    for net in candidates(folder):
+        clean = goodnet.load_images(FACES) if net["data"] is None else zoo.defender(*net["data"])
+        classifier = goodnet.load(net["file"], clean)
+        for seed in range(seeds):
+            begun = begin(classifier, clean, "default", None, seed, workers, silent, None, None)
+            ranking = rank(begun.case, begun.wanted)
+            order = sorted(ranking.margins, key=lambda label: -ranking.margins[label])
+            rows += [
+                {
+                    "model": net["model"],
+                    "seed": seed,
+                    "target": target,
+                    "first_round": order.index(target) + 1,
+                    "kept": target in ranking.chosen[:LEADERS],
+                }
+                for target in net["targets"]
+            ]
+    return {
+        "rows": rows,
+        "leaders": LEADERS,
+        "seeds": seeds,
+        "targets": len(rows),
+        "kept": sum(row["kept"] for row in rows),
+    }
