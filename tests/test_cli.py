@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from cli_case import CLASSES, SIDE, Rows, bright_rows, save_data, save_model, snapshot
+from cli_case import CLASSES, GOODNET, SIDE, Rows, bright_rows, save_data, save_model, snapshot
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -259,3 +262,28 @@ def test_parsing():
     assert parse_size(None) is None
     assert parse_size("32") == (32, 32)
     assert parse_size("20X30") == (20, 30)
+
+
+def test_a_bar_on_a_terminal_tells_the_labels_that_lead_and_the_time_left(files):
+    """A real pseudo-terminal as stderr; stdout stays a document."""
+    ours, theirs = pty.openpty()
+    command = [*GOODNET, "scan", files / "badnet.pt", "--data", files / "data.npz"]
+    command += ["--labels", "0,1,3", "--format", "json"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    with subprocess.Popen(
+        [*map(str, command)], stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        drawn = bytearray()
+        # A terminal whose last writer has gone gives an error instead of an end.
+        with contextlib.suppress(OSError):
+            while part := os.read(ours, 4096):
+                drawn += part
+        assert process.stdout is not None
+        document = process.stdout.read()
+    os.close(ours)
+    text = drawn.decode()
+    assert json.loads(document)["labels"]
+    assert "inverting triggers" in text
+    assert "left" in text
+    assert "ahead: 3" in text

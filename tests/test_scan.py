@@ -45,6 +45,15 @@ def test_same_seed_same_answer_whatever_the_workers(badnet):
     assert one.model_dump(exclude={"seconds"}) == two.model_dump(exclude={"seconds"})
 
 
+def test_who_watches_is_told_which_labels_lead(badnet):
+    told: list[list[int]] = []
+    classifier = load(badnet.module, badnet.clean)
+    scan(classifier, badnet.clean, labels=[0, 1, 2, 3, 4], seed=4, leading=told.append)
+    # The last stage is that of the masks, whose smallest is the target's.
+    assert told[-1][0] == 1
+    assert all(0 < len(labels) <= 3 and set(labels) <= {0, 1, 2, 3, 4} for labels in told)
+
+
 def test_a_report_loads_back_equal_with_its_triggers(badnet, tmp_path):
     classifier = load(badnet.module, badnet.clean)
     report = scan(classifier, badnet.clean, labels=[0, 1, 2], seed=0)

@@ -26,6 +26,9 @@ import torch
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called in the main thread as work is finished."""
 
+Leading = Callable[[list[int]], None]
+"""``leading(labels)``: called in the main thread with the labels that stand out so far."""
+
 Stop = threading.Event
 Block = TypeVar("Block")
 Result = TypeVar("Result")
@@ -37,6 +40,10 @@ class Stopped(Exception):  # noqa: N818 - an interruption is no error
 
 def silent(stage: str, done: int, total: int) -> None:
     """The progress callback that says nothing."""
+
+
+def nobody(labels: list[int]) -> None:
+    """Whom leading labels are told where nobody watches."""
 
 
 def cores() -> int:

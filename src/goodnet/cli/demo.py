@@ -91,7 +91,7 @@ def _investigate(
         f"You get the model and {len(images)} clean pictures, not one with a sticker.",
     )
     with terminal.progress() as progress:
-        report = scan(badnet, images, workers=workers, progress=progress)
+        report = scan(badnet, images, workers=workers, progress=progress, leading=progress.leading)
     terminal.show(scan_text(report))
     _chapter(
         terminal,

@@ -120,6 +120,7 @@ def _scan(terminal: Terminal, request: Request) -> int:
             seed=request.seed,
             workers=request.workers,
             progress=progress,
+            leading=progress.leading,
             # Reading the model and finding its preprocessing has taken some of it.
             budget=None if budget is None else max(0.01, budget + started - time.monotonic()),
             state=outputs.state_folder(request.output),

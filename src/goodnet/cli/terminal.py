@@ -12,8 +12,23 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-Progress = Callable[[str, int, int], None]
-"""As :data:`goodnet.parallel.Progress`, which cannot be imported without torch."""
+
+class Watcher:
+    """What draws a run. Called as a :data:`goodnet.parallel.Progress`, which cannot be imported
+    without torch.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[str, int, int], None],
+        leading: Callable[[list[int]], None] = lambda labels: None,
+    ) -> None:
+        self._draw = draw
+        self.leading = leading
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """``done`` of ``total`` in a stage."""
+        self._draw(stage, done, total)
 
 
 @dataclass(frozen=True)
@@ -86,10 +101,12 @@ class Terminal:
         return True
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """A callback that draws a bar, or tells each new stage in a line where nobody watches."""
+    def progress(self) -> Iterator[Watcher]:
+        """Draws a bar with the time left and the labels that lead, or tells each new stage in a
+        line where nobody watches.
+        """
         if not self.notes.is_terminal or os.environ.get("TERM") == "dumb":
-            yield self._lines()
+            yield Watcher(self._lines())
             return
         from rich import progress
 
@@ -98,6 +115,9 @@ class Terminal:
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[ahead]}"),
             console=self.notes,
             transient=True,
             redirect_stdout=False,
@@ -109,13 +129,17 @@ class Terminal:
             if stage not in tasks:
                 for task in tasks.values():
                     bar.update(task, visible=False)
-                tasks[stage] = bar.add_task(stage, total=total)
+                tasks[stage] = bar.add_task(stage, total=total, ahead="")
             bar.update(tasks[stage], completed=done, total=total)
 
-        with bar:
-            yield draw
+        def lead(labels: list[int]) -> None:
+            for task in list(tasks.values())[-1:]:
+                bar.update(task, ahead=f"ahead: {', '.join(map(str, labels))}")
 
-    def _lines(self) -> Progress:
+        with bar:
+            yield Watcher(draw, lead)
+
+    def _lines(self) -> Callable[[str, int, int], None]:
         told: set[str] = set()
 
         def tell(stage: str, done: int, total: int) -> None:

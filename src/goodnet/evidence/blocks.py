@@ -8,6 +8,9 @@ from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop, run_blocks
 
+LEADERS = 3
+"""So many labels are told while they are measured."""
+
 Measure = Callable[[list[int], Stop], Evidence]
 """A pure function of its block of labels."""
 
@@ -45,6 +48,15 @@ def over_blocks(
         for index in range(len(blocks))
         if index in known or case.share is None or case.share.has(index)
     ]
+    ahead = {n: row[0] for found in known.values() for n, row in found.values.items()}
+
+    def keep(place: int, found: Evidence) -> None:
+        if store is not None:
+            store.put(names[mine[place]], found)
+        ahead.update({label: row[0] for label, row in found.values.items()})
+        # Where a mask is sought, the smallest one stands out.
+        case.leading(sorted(ahead, key=ahead.__getitem__, reverse=channel != "mask_l1")[:LEADERS])
+
     results = run_blocks(
         measure,
         [blocks[index] for index in mine],
@@ -54,7 +66,7 @@ def over_blocks(
         progress=case.progress,
         deadline=case.deadline,
         known={place: known[index] for place, index in enumerate(mine) if index in known},
-        keep=None if store is None else lambda place, found: store.put(names[mine[place]], found),
+        keep=keep,
     )
     found_in = {mine[place]: found for place, found in results.items()}
     merged = Evidence()

@@ -11,7 +11,7 @@ from goodnet.classifier import Classifier
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.store import Store
 from goodnet.inversion import QUICK, InversionSettings
-from goodnet.parallel import Progress, silent
+from goodnet.parallel import Leading, Progress, nobody, silent
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Case:
         seed: of everything random.
         workers: threads, or None for one a core.
         progress: told how many labels are done.
+        leading: told which labels stand out so far in what is being measured, the first one first.
         deadline: a time of :func:`time.monotonic` after which no label is measured any more.
         store: keeps what was measured, for a later run; None to keep nothing.
         share: measure this share of the blocks only, into the store; None to measure all. The
@@ -61,6 +62,7 @@ class Case:
     deadline: float | None = None
     store: Store | None = None
     share: Share | None = None
+    leading: Leading = nobody
 
     def settled(self, evidence: Evidence) -> Evidence:
         """The evidence, if what comes next may be chosen by it.

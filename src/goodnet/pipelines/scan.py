@@ -20,7 +20,7 @@ from goodnet.evidence.augmentation import augmentation
 from goodnet.evidence.permutation import permutation
 from goodnet.images import Images
 from goodnet.inversion import PAPER, QUICK
-from goodnet.parallel import Progress, silent
+from goodnet.parallel import Leading, Progress, nobody, silent
 from goodnet.pipelines.begin import FIT_IMAGES, Begun, begin
 from goodnet.pipelines.conclude import Measured, Split, conclude
 from goodnet.pipelines.ranking import rank
@@ -56,6 +56,7 @@ def scan(
     progress: Progress = silent,
     budget: float | None = None,
     state: Path | None = None,
+    leading: Leading = nobody,
 ) -> ScanReport:
     """Looks for backdoors.
 
@@ -74,6 +75,7 @@ def scan(
         state: a folder for what has been measured. The same scan, started again after it was ended,
             goes on from there and comes to the answer of one that was not. The report's ``forget``
             removes what it holds, once the report is safe.
+        leading: told which labels stand out so far in what is being measured, the first one first.
 
     Raises:
         GoodnetError: D007, D008, D009, M010 for unusable images, M012 when the model answers with
@@ -87,6 +89,7 @@ def scan(
     clock = _Clock(started, budget)
     deadline = clock.at(MASKS_BY)
     begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
+    begun = replace(begun, case=replace(begun.case, leading=leading))
     measured = _measure(begun, method, exhaustive, clock)
     report = conclude(
         classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
