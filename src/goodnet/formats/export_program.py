@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +70,13 @@ class Program:
     steps: tuple[Step, ...]
     outputs: tuple[Any, ...]
 
+    @classmethod
+    def of(
+        cls, inputs: tuple[str, ...], steps: Sequence[Step], outputs: tuple[Any, ...]
+    ) -> Program:
+        """A program that lets go of every value after the last step that needs it."""
+        return cls(inputs, tuple(_free_early(steps, outputs)), outputs)
+
     def __call__(self, values: dict[str, Any]) -> list[Any]:
         """The results, given a value for every name in ``inputs``."""
         known = dict(values)
@@ -129,7 +136,7 @@ def parse(graph: dict[str, Any], where: str, keep: tuple[str, ...] | None = None
     outputs = tuple(_argument(item, where) for item in graph["outputs"])
     if keep is not None:
         outputs = tuple(Ref(name) for name in keep)
-    return Program(inputs, tuple(_free_early(steps, outputs)), outputs)
+    return Program.of(inputs, steps, outputs)
 
 
 def _input_name(item: dict[str, Any]) -> str:
@@ -241,12 +248,12 @@ def _bind(outputs: tuple[str | tuple[str, ...], ...], result: Any, known: dict[s
             known[output] = value
 
 
-def _free_early(steps: list[Step], outputs: tuple[Any, ...]) -> list[Step]:
+def _free_early(steps: Sequence[Step], outputs: tuple[Any, ...]) -> list[Step]:
     """Note at each step what nobody needs after it: a deep network need not stay in memory."""
-    needed = _refs(outputs)
+    needed = names_in(outputs)
     freed = []
     for step in reversed(steps):
-        used = _refs(step.args) | _refs(list(step.kwargs.values()))
+        used = names_in([step.args, list(step.kwargs.values())])
         made = {n for o in step.outputs for n in (o if isinstance(o, tuple) else (o,))}
         drop = tuple(sorted((used | made) - needed))
         needed |= used
@@ -254,11 +261,12 @@ def _free_early(steps: list[Step], outputs: tuple[Any, ...]) -> list[Step]:
     return freed[::-1]
 
 
-def _refs(argument: Any) -> set[str]:
+def names_in(argument: Any) -> set[str]:
+    """The steps' values that an argument, or a list of them, refers to."""
     if isinstance(argument, Ref):
         return {argument.name}
     if isinstance(argument, list | tuple):
-        return {name for item in argument for name in _refs(item)}
+        return {name for item in argument for name in names_in(item)}
     return set()
 
 

@@ -13,6 +13,7 @@ from goodnet.images import Images
 from goodnet.inversion import QUICK
 from goodnet.parallel import Progress
 from goodnet.pipelines.conclude import answers_to
+from goodnet.pipelines.load import quicker
 from goodnet.preprocess import balanced
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
@@ -87,7 +88,9 @@ def reverse_triggers(
 ) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
     chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
-    case = Case(classifier, chosen.floats(), chosen.labels, seed, workers, progress)
+    pixels = chosen.floats()
+    quick = quicker(classifier, pixels)
+    case = Case(quick, pixels, chosen.labels, seed, workers, progress)
     effort = replace(CAREFUL, purpose="reversing triggers")
     margins = CHANNELS["universal_margin"](case, targets, effort)
     inverted = CHANNELS["mask_l1"](case, targets, effort)
