@@ -26,7 +26,7 @@ def ordinary(classes: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     models = tables.shipped().models
     models = [m for m in models if not m.ranked and (m.num_classes > 20) == (classes > 20)]
-    models = [m for m in models if m.scores]
+    models = [m for m in models if m.scores and m.accuracy >= tables.SURE]
     known = np.array(models[int(rng.integers(len(models)))].scores)
     return rng.choice(known, classes)
 
@@ -59,6 +59,7 @@ def test_the_reference_models_themselves_are_let_be():
             np.nan if model.permutation is None else model.permutation,
             {},
             {0: model.preferred},
+            accuracy=model.accuracy,
         )
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
@@ -98,6 +99,16 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
     decision = decide(findings(ordinary(10), preferred=preferred))
     assert decision.verdict == "backdoored"
     assert decision.targets == [4]
+
+
+def test_a_label_stands_out_further_in_an_unsure_model():
+    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 4.0])
+    sure = decide(findings(values))
+    unsure = decide(replace(findings(values), accuracy=0.6))
+    assert sure.p_value < unsure.p_value
+    assert (sure.verdict, unsure.verdict) == ("backdoored", "suspicious")
+    assert "as often wrong" in unsure.calibration
+    assert "as often wrong" not in sure.calibration
 
 
 def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():

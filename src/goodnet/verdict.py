@@ -74,12 +74,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.tested, found.ranked)
+    single = tables.of_labels(found.tested, found.ranked, found.sure)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.tested, found.ranked)
+    calibration = tables.in_words(found.tested, found.ranked, found.sure)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
@@ -102,7 +102,7 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
-    highest = tables.of_models(found.tested, found.ranked)["highest"]
+    highest = tables.of_models(found.tested, found.ranked, found.sure)["highest"]
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
 
     def alone(label: int) -> float:
