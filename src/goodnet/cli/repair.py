@@ -40,6 +40,7 @@ class Request:
     remedy: str
     max_accuracy_loss: float
     max_attack_success: float
+    max_false_alarms: float
     force: bool
     format: Format
     seed: int
@@ -85,6 +86,12 @@ def repair(
         float,
         typer.Option(min=0.0, max=1.0, help="What share of stamped images may reach a target."),
     ] = 0.02,
+    max_false_alarms: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="What share of clean images --remedy filter may reject."
+        ),
+    ] = 0.01,
     force: Annotated[
         bool,
         typer.Option("--force", help="Treat the most suspicious label of a model found clean."),
@@ -111,6 +118,7 @@ def repair(
         remedy,
         max_accuracy_loss,
         max_attack_success,
+        max_false_alarms,
         force,
         format,
         seed,
@@ -143,6 +151,7 @@ def _repair(terminal: Terminal, request: Request) -> int:
             remedy=request.remedy,
             max_accuracy_loss=request.max_accuracy_loss,
             max_attack_success=request.max_attack_success,
+            max_false_alarms=request.max_false_alarms,
             force=request.force,
             seed=request.seed,
             workers=request.workers,

@@ -9,7 +9,6 @@ from goodnet.head import find_head
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.conclude import answers_to
 from goodnet.remedies import Patient
-from goodnet.remedies.filter import DEFAULT
 from goodnet.reports import FilterReport, Standing
 from goodnet.statistics import proportion
 
@@ -43,7 +42,7 @@ def report(cured: Classifier, patient: Patient, jury: juries.Jury) -> FilterRepo
     alarms, rejected = juries.rejections(jury, patient.classifier, cured)
     return FilterReport(
         label=cured.num_classes,
-        aim=DEFAULT.false_alarms,
+        aim=patient.false_alarms,
         threshold=-float(bias[-1]),
         repair_alarms=proportion(int(own.sum()), len(own)),
         alarms=alarms,

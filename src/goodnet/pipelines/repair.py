@@ -25,6 +25,7 @@ from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import along, suspected
 from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
+from goodnet.remedies.patient import FALSE_ALARMS
 from goodnet.reports import (
     Certificate,
     FilterReport,
@@ -96,6 +97,7 @@ def repair(
     remedy: str = "auto",
     max_accuracy_loss: float = 0.02,
     max_attack_success: float = 0.02,
+    max_false_alarms: float = FALSE_ALARMS,
     force: bool = False,
     seed: int = 0,
     workers: int | None = None,
@@ -113,6 +115,7 @@ def repair(
             images together.
         max_accuracy_loss: how much clean accuracy may fall, in [0, 1].
         max_attack_success: what share of stamped images may still reach a target.
+        max_false_alarms: what share of clean images the remedy ``"filter"`` may reject.
         force: treat the most suspicious label of a model in which no target was found.
         seed: of the split and of everything else that is random.
         workers: threads; one a core by default.
@@ -124,7 +127,7 @@ def repair(
     """
     started = time.monotonic()
     check_seed(seed)
-    names = _names(remedy, max_accuracy_loss, max_attack_success)
+    names = _names(remedy, max_accuracy_loss, max_attack_success, max_false_alarms)
     check_images(images, classifier=classifier)
     filtering.check(classifier, remedy)
     if report is None:
@@ -134,7 +137,9 @@ def repair(
     masks, triggers = juries.reverse_triggers(
         classifier, mine, targets, seed + 1, workers, progress
     )
-    patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed)
+    patient = Patient(
+        classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
+    )
     _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, workers, progress)
     jury = juries.empanel(classifier, theirs, others)
     suspects = [] if remedy in WITHOUT_TRIGGERS else suspected(report, targets)
@@ -201,7 +206,7 @@ def repair(
     )
 
 
-def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[str]]:
+def _names(remedy: str, *shares: float) -> tuple[list[str], list[str]]:
     """Remedies that are all tried, and others that are tried one by one if those will not do."""
     if remedy != "auto" and remedy not in REMEDIES:
         raise GoodnetError(
@@ -209,7 +214,7 @@ def _names(remedy: str, loss: float, success: float) -> tuple[list[str], list[st
             f"unknown remedy '{remedy}'",
             f"choose one of auto, {', '.join(REMEDIES)}",
         )
-    if not (0.0 <= loss <= 1.0 and 0.0 <= success <= 1.0):
+    if not all(0.0 <= share <= 1.0 for share in shares):
         raise GoodnetError(
             "R003", "a share lies outside 0..1", "give, say, 0.02 for two in a hundred"
         )

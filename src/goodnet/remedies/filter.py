@@ -29,7 +29,7 @@ Where there is none of them at all, nothing tells them from stamped images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -46,22 +46,11 @@ ITERATIONS = 200
 FOLDS = 4
 
 
-@dataclass(frozen=True)
-class FilterSettings:
-    """How careful the filter is.
-
-    Attributes:
-        false_alarms: the share of clean images that may be rejected, in [0, 1].
-    """
-
-    false_alarms: float = 0.01
-
-
-DEFAULT = FilterSettings()
-
-
-def filtered(patient: Patient, settings: FilterSettings = DEFAULT) -> Classifier:
+def filtered(patient: Patient) -> Classifier:
     """The classifier with new rows for the targets and one more output.
+
+    Args:
+        patient: the BadNet; ``false_alarms`` is how many clean images may be rejected.
 
     Raises:
         GoodnetError: M013 when the network does not end in a linear layer, M015 when that layer
@@ -77,7 +66,7 @@ def filtered(patient: Patient, settings: FilterSettings = DEFAULT) -> Classifier
         raise cannot_widen("with one more output the others change")
     row, offset = _old_row(patient, after)
     margin = _margin(_logits(after, after.features(patient.images)))
-    threshold = _threshold(_fresh_margins(patient), margin, settings)
+    threshold = _threshold(_fresh_margins(patient), margin, patient.false_alarms)
     head = find_head(result, few)
     assert head.bias is not None  # noqa: S101  it had one before
     with torch.no_grad():
@@ -177,9 +166,9 @@ def _old_row(patient: Patient, after: Head) -> tuple[Tensor, Tensor]:
     return new.detach(), shift.detach()
 
 
-def _threshold(margins: Tensor, margin: float, settings: FilterSettings) -> float:
+def _threshold(margins: Tensor, margin: float, false_alarms: float) -> float:
     """See the module's docstring; ``margins`` ``(n,)`` are those of clean images."""
-    place = max(1, math.floor(settings.false_alarms * (len(margins) + 1)))
+    place = max(1, math.floor(false_alarms * (len(margins) + 1)))
     return max(margin / 2, float(margins.sort(descending=True).values[place - 1]))
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.trigger import Trigger
 
+FALSE_ALARMS = 0.01
+"""The share of clean images that a filter may reject, where nobody asks for another."""
+
 
 @dataclass(frozen=True)
 class Patient:
@@ -22,6 +25,7 @@ class Patient:
         masks: target -> its reversed trigger (mask and pattern).
         triggers: target -> every trigger that was found for it, of all families.
         seed: of everything random.
+        false_alarms: the share of clean images that a filter may reject, in [0, 1].
         kept: what one remedy has computed that another can use, by a name of its own.
     """
 
@@ -31,4 +35,5 @@ class Patient:
     masks: Mapping[int, Trigger]
     triggers: Mapping[int, Sequence[Trigger]]
     seed: int = 0
+    false_alarms: float = FALSE_ALARMS
     kept: dict[object, Classifier] = field(default_factory=dict, compare=False)
