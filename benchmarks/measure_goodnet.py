@@ -86,8 +86,6 @@ def goodnet_record(
     }
     if method == "default":
         # Of the first labels what the verdict looked at; the whole for `--method repair`.
-        ranked = any(entry.control for entry in report.labels)
-        record["shortlist"] = [e.label for e in report.labels if not e.control] if ranked else None
         record["leaders"] = [_leader(entry) for entry in report.labels[:LEADERS]]
         (place / "scan.json").write_text(report.model_dump_json(), "utf-8")
         record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
