@@ -123,6 +123,9 @@ def refuse_stale(given: argparse.Namespace) -> None:
     """Ends the run where a record is of other weights than the model has now."""
     for path in sorted(given.output.glob("*/*.json")):
         record = json.loads(path.read_text("utf-8"))
+        if "method" not in record:
+            # Of speed, and of no model of the zoo.
+            continue
         weights = given.zoo / record["model"] / "weights.safetensors"
         if weights.exists() and record.get("weights_sha256", "") not in ("", checksum(weights)):
             raise SystemExit(f"{path} is of other weights; give another folder with -o")

@@ -74,7 +74,7 @@ def test_auroc_counts_pairs_and_halves_ties():
 
 def test_every_record_is_of_a_model_that_took_its_attack_with_these_weights():
     known = records.truths(records.RESULTS)
-    paths = list(records.RESULTS.glob("*/*.json"))
+    paths = [p for p in records.RESULTS.glob("*/*.json") if p.parent.name != "speed"]
     assert len(paths) >= 50
     for path in paths:
         record = json.loads(path.read_text("utf-8"))

@@ -312,3 +312,15 @@ def test_usage_errors_end_with_2_as_well(arguments):
     assert result.exit_code == 2
     assert result.stdout == ""
     assert "Usage: " in result.stderr
+
+
+def test_the_triggers_beside_a_report_are_outputs_and_inputs_too(folder):
+    """They lie where nobody has named them: no file of the user's may be lost to them."""
+    precious = folder / "mine.triggers.safetensors"
+    precious.write_bytes(b"weights")
+    start = ["scan", precious, "--architecture", "net.py:make", "--data", folder / "data.npz"]
+    refuse(folder, [*start, "-o", folder / "mine.json"], "O003", "mine.triggers.safetensors")
+    (folder / "mine.json").write_text("{}")
+    start = ["repair", folder / "model.pt", "--data", folder / "data.npz"]
+    start += ["--report", folder / "mine.json", "-o", precious]
+    refuse(folder, start, "O003", "mine.triggers.safetensors")

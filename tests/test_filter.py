@@ -264,8 +264,8 @@ def test_who_cannot_have_one_is_told_before_any_work(badnet, rows, tmp_path):
         assert words in raised.value.message
 
 
-@pytest.mark.parametrize(("share", "place"), [(0.0, 0), (0.01, 0), (0.02, 1), (0.05, 4)])
+@pytest.mark.parametrize(("share", "place"), [(0.0, 0), (0.01, 0), (0.02, 1), (0.05, 4), (1.0, 98)])
 def test_the_threshold_lets_so_many_clean_images_by(share, place):
     margins = torch.arange(99.0)
-    assert _threshold(margins, 1.0, share) == 98 - place
+    assert _threshold(margins, 0.0, share) == 98 - place
     assert _threshold(margins - 200, 8.0, share) == 4.0

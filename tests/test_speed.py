@@ -107,6 +107,12 @@ def test_every_row_is_shown_as_it_was_measured_and_none_is_made_up(tmp_path):
     assert {"machine", "versions", "commit", "when", "seed", "load_before"} <= record.keys()
 
 
+def test_the_published_page_is_made_from_the_records():
+    page = speed_table.page(speed_records.latest(speed_records.SPEED))
+    assert (HERE / "SPEED.md").read_text("utf-8") == page
+    assert page.count("| `speed.py") == len(speed.ROWS)
+
+
 def test_records_are_added_and_never_changed(tmp_path, monkeypatch):
     path = speed_records.write(tmp_path, "scan", SCAN, seed=0, smoke=False)
     monkeypatch.setattr(speed_records.time, "strftime", lambda *_: path.stem.split("-", 1)[1])

@@ -134,10 +134,11 @@ def _repair(terminal: Terminal, request: Request) -> int:
             f"{request.output} has no suffix, and a model is saved in the format it came in",
             f"name a file such as {request.output}{request.source.model.suffix}",
         )
-    reports = [request.report] if request.report else []
+    from goodnet.pipelines.saved import load_report, triggers_path
+
+    reports = [request.report, triggers_path(request.report)] if request.report else []
     outputs.check_output(request.files, [*request.source.paths(), *reports])
     from goodnet.pipelines.repair import repair as cure
-    from goodnet.pipelines.saved import load_report
 
     scanned = load_report(request.report) if request.report else None
     classifier, images = inputs.read(terminal, request.source)

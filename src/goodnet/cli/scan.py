@@ -136,7 +136,11 @@ def _check(request: Request) -> None:
         outputs.check_output(outputs.scan_files(output), request.source.paths())
     elif output is not None:
         wanted = outputs.file_format(output, wanted)
-        outputs.check_output([output], request.source.paths())
+        from goodnet.pipelines.saved import triggers_path
+
+        # The triggers of a report in JSON lie beside it.
+        beside = [triggers_path(output)] if wanted is ScanFormat.JSON else []
+        outputs.check_output([output, *beside], request.source.paths())
 
 
 def deliver(

@@ -168,7 +168,7 @@ def _old_row(patient: Patient, after: Head) -> tuple[Tensor, Tensor]:
 
 def _threshold(margins: Tensor, margin: float, false_alarms: float) -> float:
     """See the module's docstring; ``margins`` ``(n,)`` are those of clean images."""
-    place = max(1, math.floor(false_alarms * (len(margins) + 1)))
+    place = min(max(1, math.floor(false_alarms * (len(margins) + 1))), len(margins))
     return max(margin / 2, float(margins.sort(descending=True).values[place - 1]))
 
 
