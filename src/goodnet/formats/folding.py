@@ -4,8 +4,9 @@ In eval mode a norm is an affine map of each channel, and so is what a convoluti
 
     g (W x + c - m) / sqrt(v + e) + b  =  (s W) x + (c - m) s + b    with  s = g / sqrt(v + e)
 
-It takes a third to a half off the time of a network with a norm after every convolution. The result
-is for looking at the network only: it has other parameters than the file.
+Four networks of the benchmark with a norm after every convolution pass 1.20 to 1.35 times as many
+images, with gradient, in a second. The result is for looking at the network only: it has other
+parameters than the file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from goodnet.formats.export_program import Program, Ref, names_in
 from goodnet.formats.export_program import Step as Operation
 from goodnet.formats.keras_network import KerasNetwork
 from goodnet.formats.torch_export import ExportModule
-from goodnet.formats.torch_module import LogitsModule
+from goodnet.formats.torch_module import LogitsModule, freeze
 
 NORM_ARGUMENTS = 9
 """Input, weight, bias, mean, variance, training, momentum, epsilon, and whether to use cuDNN."""
@@ -83,7 +84,7 @@ def _keras(network: KerasNetwork) -> nn.Module:
     used = {step.key for step in steps}
     layers = {key: layer for key, layer in layers.items() if key in used}
     result = KerasNetwork(layers, steps, gone.get(network.output, network.output))
-    return _frozen(result)
+    return freeze(result)
 
 
 def _exported(module: ExportModule) -> nn.Module:
@@ -118,7 +119,7 @@ def _exported(module: ExportModule) -> nn.Module:
     result.chunk = module.chunk
     for name, value in [*module.named_parameters(), *module.named_buffers(), *fresh.items()]:
         result.register_buffer(name, value.detach())
-    return _frozen(result)
+    return freeze(result)
 
 
 def _made(step: Operation) -> str:
@@ -158,17 +159,10 @@ def _live(module: LogitsModule) -> nn.Module:
     if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
         return module
     try:
-        return _frozen(LogitsModule(fuse(module.inner)))
+        return freeze(LogitsModule(fuse(module.inner)))
     # Most networks can be traced; whatever a foreign one raises, it is looked at as it is.
     except Exception:
         return module
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    module.eval()
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
 
 
 _FOLDS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
