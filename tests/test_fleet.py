@@ -167,10 +167,37 @@ def test_what_cannot_work_is_told_before_anything_is_scanned(hub, tmp_path):
             fleet(models, data, output)
         assert caught.value.code == code
     assert not (tmp_path / "o").exists()
+    listing = tmp_path / "fleet.json"
+    listing.write_text(f"{hub / 'models' / 'a.pt'}\n")
+    with pytest.raises(GoodnetError) as caught:
+        fleet(listing, hub / "clean.npz", tmp_path)
+    assert caught.value.code == "O003"
+    assert listing.read_text().endswith("a.pt\n")
     with pytest.raises(GoodnetError) as caught:
         fleet(hub / "models", hub / "clean.npz", "nowhere://results")
     assert caught.value.code == "O001"
     assert len(model_files(hub / "models")) == 4
+
+
+def test_names_that_no_file_system_has_end_no_fleet(hub, tmp_path):
+    """Nor pipes, which would be waited for, nor devices, which never end."""
+    os.mkfifo(tmp_path / "pipe.h5")
+    deep = tmp_path.joinpath(*["d" * 60] * 4)
+    deep.mkdir(parents=True)
+    shutil.copy(hub / "models" / "a.pt", deep / "long.pt")
+    lines = ["zero\0byte.pt", "n" * 300 + ".pt", "/dev/zero", "pipe.h5", str(deep / "long.pt")]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    report = fleet(tmp_path / "list.txt", hub / "clean.npz", tmp_path / "out")
+    assert [bool(row.verdict) for row in report.rows] == [False] * 4 + [True]
+    assert all(row.error.startswith("M001") for row in report.rows[:4])
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_link_that_leads_nowhere_is_told(hub, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "gone.pt").symlink_to("nowhere.pt")
+    report = fleet(tmp_path / "models", hub / "clean.npz", tmp_path / "out")
+    assert [row.error.split(":")[0] for row in report.rows] == ["M001"]
 
 
 def test_a_cluster_that_is_not_there_is_told(hub, tmp_path):

@@ -12,6 +12,7 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import h5py
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("keras")
 import keras
@@ -145,6 +146,9 @@ def test_malformed_settings_are_one_line(tmp_path: Path) -> None:
         lambda config: config["config"]["layers"][0]["config"].update(
             batch_shape=[None, 10**6, 10**6, 3]
         ),
+        lambda config: config["config"]["layers"][0]["config"].update(
+            batch_shape=[None, float("inf"), 5, 3]
+        ),
         lambda config: config["config"]["layers"].insert(
             1,
             {"class_name": "UpSampling2D", "config": {"name": "u", "trainable": 1, "size": 60000}},
@@ -200,6 +204,97 @@ def test_hostile_hdf5_is_refused(
     assert replace(lambda f: None) == "M003"
     assert replace(lambda f: f.__setitem__(kernel, np.zeros((90, 5), "f4"))) == "M003"
     assert replace(lambda f: f.__setitem__(kernel, np.full((90, 4), np.nan, "f4"))) == "M012"
+
+
+def _graph(name: str, layers: list[dict], output: str) -> dict:
+    start = {
+        "class_name": "InputLayer",
+        "name": "in",
+        "config": {"name": "in", "batch_input_shape": [None, 6, 5, 3]},
+        "inbound_nodes": [],
+    }
+    return {
+        "class_name": "Functional",
+        "name": name,
+        "config": {
+            "name": name,
+            "layers": [start, *layers],
+            "input_layers": [["in", 0, 0]],
+            "output_layers": [[output, 0, 0]],
+        },
+    }
+
+
+def _calls(taken: list[str]) -> list:
+    return [[[name, 0, 0, {}]] for name in taken]
+
+
+def _written(config: dict, path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(config)
+        file.attrs["keras_version"] = "2.3.1"
+        file.create_group("model_weights")
+    return path
+
+
+def test_models_that_double_at_every_level_are_refused(tmp_path: Path) -> None:
+    """A few lines of JSON that stand for 10 to the power of 14 layers."""
+    inner = _graph("m0", [], "in")
+    for level in range(1, 15):
+        inner["inbound_nodes"] = _calls(["in"] * 10)
+        inner = _graph(f"m{level}", [inner], f"m{level - 1}")
+    with pytest.raises(GoodnetError, match="more than") as caught:
+        load(_written(inner, tmp_path / "m.h5"))
+    assert caught.value.code == "M003"
+
+
+def test_layers_may_stand_in_any_order(tmp_path: Path) -> None:
+    """The last one first, a thousand deep: in a moment, and not in a thousand rounds."""
+    count = 1000
+    layers = [
+        {
+            "class_name": "Activation",
+            "name": f"a{index}",
+            "config": {"name": f"a{index}", "trainable": True, "activation": "linear"},
+            "inbound_nodes": _calls([f"a{index - 1}" if index else "in"]),
+        }
+        for index in range(count)
+    ]
+    flat = {
+        "class_name": "Flatten",
+        "name": "flat",
+        "config": {"name": "flat", "trainable": True},
+        "inbound_nodes": _calls([f"a{count - 1}"]),
+    }
+    network = load(_written(_graph("m", [flat, *layers[::-1]], "flat"), tmp_path / "m.h5"))
+    images = np.random.default_rng(0).random((2, 3, 6, 5), np.float32)
+    answers = network.module(torch.from_numpy(images)).numpy()
+    assert np.allclose(answers, images.transpose(0, 2, 3, 1).reshape(2, -1))
+
+
+def test_one_array_under_millions_of_names_is_refused(tmp_path: Path) -> None:
+    path = _stored(simple(), tmp_path / "m.h5")
+    with h5py.File(path, "r+") as file:
+        weights = file["model_weights"]
+        layer = weights[simple_name := next(n for n in weights if len(weights[n]))]
+        (found,) = layer.values()
+        kernel = found if isinstance(found, h5py.Dataset) else next(iter(_datasets(found)))
+        layer["k"] = kernel
+        del layer.attrs["weight_names"]
+        layer.attrs["weight_names"] = np.array([b"k"] * 5000)
+        for index in range(500):
+            weights[f"l{index}"] = layer
+        del weights.attrs["layer_names"]
+        weights.attrs["layer_names"] = [simple_name, *(f"l{index}" for index in range(500))]
+    with pytest.raises(GoodnetError, match="more than") as caught:
+        load(path)
+    assert caught.value.code == "M003"
+
+
+def _datasets(group: h5py.Group) -> list[h5py.Dataset]:
+    found: list[h5py.Dataset] = []
+    group.visititems(lambda _, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
+    return found
 
 
 def test_zip_bombs_and_doubles_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -316,14 +318,32 @@ def test_a_block_of_other_labels_or_sizes_is_measured_again(badnet, tmp_path):
     """A forged or mixed-up block must not end up in the report, nor stop the scan."""
     classifier, images = load(badnet.module, badnet.clean), badnet.clean
     interrupted(classifier, images, tmp_path)
-    wrong = Trigger(torch.zeros(1, 5, 5), torch.zeros(3, 5, 5), 0, "additive")
     blocks = sorted(tmp_path.glob("*.block"))
-    forged = open_store(tmp_path, "forged")
-    forged.put("block", Evidence({11: (99.0, 99.0, 99.0)}, {0: (wrong,)}))
-    (mine,) = set(tmp_path.glob("*.block")) - set(blocks)
-    for block in blocks:
-        block.write_bytes(mine.read_bytes())
-    assert begins_anew(classifier, images, tmp_path)
+    shape = classifier.input_shape
+    wrong = Trigger(torch.zeros(1, 5, 5), torch.zeros(3, 5, 5), 0, "additive")
+    endless = Trigger(torch.zeros(1, *shape[1:]), torch.full(shape, torch.nan), 0, "additive")
+    labels = json.loads(_values(blocks[0]))
+    for forgery in (
+        Evidence({11: (99.0, 99.0, 99.0)}, {}),
+        Evidence({}, {0: (wrong,)}),
+        Evidence({}, {0: (endless,)}),
+        *(
+            Evidence({int(label): row for label in labels}, {})
+            for row in ((), (1.0,), (1.0, math.nan, 1.0), (1.0, 1.0, math.inf))
+        ),
+    ):
+        forged = open_store(tmp_path, "forged")
+        forged.put("block", forgery)
+        (mine,) = set(tmp_path.glob("*.block")) - set(blocks)
+        for block in blocks:
+            block.write_bytes(mine.read_bytes())
+        forged.remove()
+        assert begins_anew(classifier, images, tmp_path), forgery
+
+
+def _values(block):
+    with safe_open(str(block), framework="pt") as file:
+        return file.metadata()["values"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ FAILURE = 2
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """``EFBIG`` is a quota on the size of one file."""
 
+LONGEST = 2_000
+"""Characters of a message."""
+
 UNBROKEN = 100_000
 """Columns: wider than any message."""
 
@@ -108,6 +111,8 @@ def _is_full(error: Exception) -> bool:
 
 def complain(error: GoodnetError) -> None:
     """Tells an error on stderr."""
+    # A file can put megabytes into a name.
+    error = GoodnetError(error.code, _cut(error.message), _cut(error.hint))
     with contextlib.suppress(ValueError):
         # The message is all that is left to do: a second Ctrl-C must not cut it with a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -129,6 +134,10 @@ def complain(error: GoodnetError) -> None:
     finally:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def silence(stream: TextIO) -> None:

@@ -94,6 +94,20 @@ def state_folder(output: Path | None) -> Path | None:
     return output / ".unfinished" if output is not None and is_folder(output) else None
 
 
+def check_beside(output: Path, data: Path | None) -> None:
+    """Makes sure that a folder of results lies outside the folder of clean images.
+
+    Raises:
+        GoodnetError: O003: pictures of triggers would be taken for clean ones by the next run.
+    """
+    if data is not None and data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise GoodnetError(
+            "O003",
+            f"{output} lies in {data}, and its pictures would be taken for clean images",
+            "name a folder outside the data",
+        )
+
+
 def write_scan(folder: Path, report: ScanReport, repair: RepairReport | None = None) -> None:
     """Writes everything that a scan has to say.
 

@@ -133,6 +133,7 @@ def _scan(terminal: Terminal, request: Request) -> int:
 def _check(request: Request) -> None:
     output, wanted = request.output, request.format
     if output is not None and outputs.is_folder(output):
+        outputs.check_beside(output, request.source.data)
         outputs.check_output(outputs.scan_files(output), request.source.paths())
     elif output is not None:
         wanted = outputs.file_format(output, wanted)

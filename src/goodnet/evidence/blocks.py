@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from goodnet.evidence.case import Case, Effort
@@ -16,7 +17,14 @@ Measure = Callable[[list[int], Stop], Evidence]
 
 
 def over_blocks(
-    channel: str, case: Case, targets: Sequence[int], rows: int, effort: Effort, measure: Measure
+    channel: str,
+    case: Case,
+    targets: Sequence[int],
+    rows: int,
+    effort: Effort,
+    measure: Measure,
+    *,
+    numbers: int = 1,
 ) -> Evidence:
     """What ``measure`` finds for all targets.
 
@@ -27,6 +35,7 @@ def over_blocks(
         rows: labels in a block. The blocks do not depend on the number of workers.
         effort: what the progress callback is told; part of what a stored block is known by.
         measure: the channel.
+        numbers: how many of them it finds for a label.
 
     Returns:
         The evidence of all blocks; labels that the deadline has cut off, and those of blocks that
@@ -41,7 +50,7 @@ def over_blocks(
         known = {
             index: found
             for index, found in kept.items()
-            if found is not None and _belongs(found, blocks[index], case)
+            if found is not None and _belongs(found, blocks[index], numbers, case)
         }
     mine = [
         index
@@ -80,13 +89,19 @@ def over_blocks(
     return merged
 
 
-def _belongs(found: Evidence, block: list[int], case: Case) -> bool:
-    """Whether stored evidence is of these labels and of images of this size."""
+def _belongs(found: Evidence, block: list[int], numbers: int, case: Case) -> bool:
+    """Whether stored evidence is such as the channel finds, of these labels and this image size."""
     channels, height, width = case.classifier.input_shape
-    return found.values.keys() | found.triggers.keys() <= set(block) and all(
+    if not found.values.keys() | found.triggers.keys() <= set(block) or not all(
+        len(row) == numbers and all(map(math.isfinite, row)) for row in found.values.values()
+    ):
+        return False
+    return all(
         trigger.mask.shape == (1, height, width)
         and trigger.pattern.shape == (channels, height, width)
         and trigger.target == label
+        and bool(trigger.mask.isfinite().all())
+        and bool(trigger.pattern.isfinite().all())
         for label, row in found.triggers.items()
         for trigger in row
     )

@@ -56,7 +56,7 @@ def patch_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
                 evidence.values[target], evidence.triggers[target] = found[0], (found[1],)
         return evidence
 
-    return over_blocks("patch_margin", case, targets, 1, effort, measure)
+    return over_blocks("patch_margin", case, targets, 1, effort, measure, numbers=3)
 
 
 def _best(

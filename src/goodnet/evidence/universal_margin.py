@@ -52,7 +52,9 @@ def universal_margin(case: Case, targets: list[int], effort: Effort) -> Evidence
         return evidence
 
     rows = rows_per_chunk(len(images))
-    return over_blocks("universal_margin", case, targets, rows, effort, measure)
+    return over_blocks(
+        "universal_margin", case, targets, rows, effort, measure, numbers=len(budgets)
+    )
 
 
 def _additive(delta: torch.Tensor, target: int) -> Trigger:

@@ -58,4 +58,5 @@ def warp_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
         margins = dict(zip(block, zip(*outcomes, strict=True), strict=True))
         return Evidence({n: row for n, row in margins.items() if all(map(math.isfinite, row))})
 
-    return over_blocks("warp_margin", case, targets, rows_per_chunk(len(images)), effort, measure)
+    rows = rows_per_chunk(len(images))
+    return over_blocks("warp_margin", case, targets, rows, effort, measure, numbers=len(REACHES))

@@ -47,7 +47,9 @@ def load_architecture(spec: str) -> object:
         raise GoodnetError("M008", f"{file} has no function {function}", _HINT)
     try:
         result: object = maker()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever foreign code ends with, it ends no scan untold
         raise _failed(f"{function}() in {file}", error) from error
     if not isinstance(result, nn.Module) and not is_keras(result):
         raise GoodnetError(
@@ -76,7 +78,9 @@ def _run(path: Path) -> ModuleType:
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as below
         sys.modules.pop(name, None)
         raise _failed(str(path), error) from error
     finally:

@@ -39,6 +39,8 @@ _BREAKS = (
     NotImplementedError,
     MemoryError,
     SyntaxError,
+    TypeError,
+    OverflowError,
 )
 
 
@@ -125,7 +127,8 @@ def _read(
             f"{place} holds Python objects, which would run code while they are loaded",
             "store the images as one uint8 array",
         )
-    declared = math.prod(shape) * dtype.itemsize
+    # Python's own numbers do not overflow; NumPy takes True for a length.
+    declared = math.prod(int(length) for length in shape) * dtype.itemsize
     if declared > member.file_size - start:
         raise damaged(place, f"the shape {shape} needs {declared} bytes")
     check_declared(declared, member.compress_size, place)

@@ -126,7 +126,15 @@ def parse(config: object) -> Model:
         if kind not in MODELS:
             raise untranslatable(str(config.get("name") or kind), kind, "its graph is Python code")
         return _model(config, (), 0)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise damaged(f"the model's configuration is malformed: {_brief(error)}") from error
 
 

@@ -7,6 +7,8 @@ an error.
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 
 from goodnet.errors import GoodnetError
 from goodnet.formats.keras_config import (
-    Call,
     Layer,
     LayerPath,
     Model,
@@ -170,19 +171,30 @@ def _unfold(tape: Tape, model: Model, inputs: Sequence[Value]) -> list[Value]:
         if layer.type != "InputLayer"
         for number, call in enumerate(layer.calls)
     ]
-    while pending:
-        waiting: list[tuple[Layer, int, Call]] = []
-        for layer, number, call in pending:
-            arguments = [known.get(a) if isinstance(a, Ref) else a for a in call.arguments]
-            ready = [argument for argument in arguments if argument is not None]
-            if len(ready) < len(arguments):
-                waiting.append((layer, number, call))
-                continue
-            for tensor, value in enumerate(_apply(tape, layer, ready)):
-                known[Ref(layer.name, number, tensor)] = value
-        if len(waiting) == len(pending):
-            raise damaged(f"the layer '{waiting[0][0].name}' takes a tensor that nothing makes")
-        pending = waiting
+    lacking = [
+        {a for a in call.arguments if isinstance(a, Ref)} - known.keys() for *_, call in pending
+    ]
+    takers: defaultdict[Ref, list[int]] = defaultdict(list)
+    for index, refs in enumerate(lacking):
+        for ref in refs:
+            takers[ref].append(index)
+    # The order of the file as far as possible: of those that can be applied the first one.
+    ready = [index for index, refs in enumerate(lacking) if not refs]
+    done = 0
+    while ready:
+        layer, number, call = pending[heapq.heappop(ready)]
+        done += 1
+        arguments = [known[a] if isinstance(a, Ref) else a for a in call.arguments]
+        for tensor, value in enumerate(_apply(tape, layer, arguments)):
+            ref = Ref(layer.name, number, tensor)
+            known[ref] = value
+            for taker in takers.pop(ref, ()):
+                lacking[taker].discard(ref)
+                if not lacking[taker]:
+                    heapq.heappush(ready, taker)
+    if done < len(pending):
+        stuck = next(layer for (layer, *_), refs in zip(pending, lacking, strict=True) if refs)
+        raise damaged(f"the layer '{stuck.name}' takes a tensor that nothing makes")
     missing = [ref.layer for ref in model.outputs if ref not in known]
     if missing:
         raise damaged(f"the model's output '{missing[0]}' is made by nothing")
@@ -191,6 +203,7 @@ def _unfold(tape: Tape, model: Model, inputs: Sequence[Value]) -> list[Value]:
 
 def _apply(tape: Tape, layer: Layer, inputs: Sequence[Value | float]) -> list[Value]:
     """Records one layer, or one model inside the model."""
+    tape.use(layer)
     if layer.model is not None:
         tensors = [value for value in inputs if isinstance(value, Value)]
         if len(tensors) != len(inputs):

@@ -48,6 +48,19 @@ class Stored:
 Weights = dict[LayerPath, list[Stored]]
 
 
+@dataclass
+class Budget:
+    """What may still be read of a file: one array can stand in it under millions of names.
+
+    Attributes:
+        bytes: of all weights together, as declared and unpacked.
+        arrays: how many.
+    """
+
+    bytes: int = MAX_BYTES
+    arrays: int = MAX_NAMES
+
+
 @contextmanager
 def opened(source: Path | bytes) -> Iterator[h5py.File]:
     """An HDF5 file open for reading, from a path or from memory.
@@ -128,21 +141,26 @@ def names(group: h5py.Group, attribute: str) -> list[str]:
             if not isinstance(item, str | bytes):
                 raise damaged(f"the attribute '{attribute}' is no list of names")
             result.append(item.decode("utf-8", "replace") if isinstance(item, bytes) else item)
+        if len(result) > MAX_NAMES:
+            raise damaged(f"the attribute '{attribute}' is absurdly long")
     return result
 
 
-def stored(group: h5py.Group, name: str, budget: list[int]) -> Stored:
+def stored(group: h5py.Group, name: str, budget: Budget) -> Stored:
     """The dataset ``name`` of ``group``.
 
     Args:
         group: where to look.
         name: may have slashes.
-        budget: bytes that may still be read, in a list of one; lowered by what is read.
+        budget: lowered by what is read.
 
     Raises:
         GoodnetError: M003 when it is missing, lies outside the file, holds no numbers, or declares
             a size that the file cannot hold.
     """
+    budget.arrays -= 1
+    if budget.arrays < 0:
+        raise damaged(f"the HDF5 file lists more than {MAX_NAMES} weights")
     dataset = child(group, name)
     if not isinstance(dataset, h5py.Dataset):
         raise damaged(f"the weight '{name[:80]}' is missing from the file")
@@ -152,11 +170,11 @@ def stored(group: h5py.Group, name: str, budget: list[int]) -> Stored:
     if dataset.shape is None or (dataset.dtype.kind not in "fiu" and not brain):
         raise damaged(f"the weight '{name[:80]}' holds no numbers")
     declared = int(np.prod(dataset.shape, dtype=object)) * dataset.dtype.itemsize
-    budget[0] -= declared
+    budget.bytes -= declared
     kept = dataset.id.get_storage_size()
     # A contiguous array counts as stored whether or not the file is long enough for it.
     if (
-        budget[0] < 0
+        budget.bytes < 0
         or kept > dataset.file.id.get_filesize()
         or declared > (1 << 20) + MAX_EXPANSION * kept
     ):
@@ -183,11 +201,11 @@ def read_native(file: h5py.File, model: Model) -> Weights:
         GoodnetError: M003 as :func:`stored`, M006 for a layer that is not known.
     """
     weights: Weights = {}
-    _native_model(file, model, weights, [MAX_BYTES])
+    _native_model(file, model, weights, Budget())
     return weights
 
 
-def _native_model(group: h5py.Group, model: Model, weights: Weights, budget: list[int]) -> None:
+def _native_model(group: h5py.Group, model: Model, weights: Weights, budget: Budget) -> None:
     used: dict[str, int] = {}
     folder = None
     # Keras 2.12 and 2.13 called the folder differently, and wrote backslashes on Windows.
@@ -223,7 +241,7 @@ def read_legacy(group: h5py.Group) -> list[tuple[str, list[Stored]]]:
     Raises:
         GoodnetError: M003 as :func:`stored`.
     """
-    budget = [MAX_BYTES]
+    budget = Budget()
     result: list[tuple[str, list[Stored]]] = []
     for name in names(group, "layer_names"):
         layer = child(group, name)

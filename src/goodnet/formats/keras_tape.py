@@ -143,6 +143,7 @@ class Tape:
         self._shared: dict[LayerPath, tuple[nn.Module, ...]] = {}
         self._converted: dict[tuple[int, str], Value] = {}
         self._count = 1
+        self._uses = 0
 
     def key(self, module: nn.Module, name: str) -> str:
         """The module's key in the network, made from the layer's name at its first use."""
@@ -155,6 +156,18 @@ class Tape:
             self._names[id(module)] = key
             self.modules[key] = module
         return self._names[id(module)]
+
+    def use(self, layer: Layer) -> None:
+        """Counts a use of a layer or of a model: nested ones can double it at every level.
+
+        Raises:
+            GoodnetError: M003 when there are absurdly many.
+        """
+        self._uses += 1
+        if self._uses > MAX_STEPS:
+            raise damaged(
+                f"its layers are used more than {MAX_STEPS} times, '{layer.name[:80]}' too"
+            )
 
     def emit(
         self,

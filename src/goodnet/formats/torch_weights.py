@@ -165,6 +165,7 @@ def _find_weights(path: Path, content: dict[str, Any]) -> tuple[str | None, dict
             isinstance(inside, dict)
             and inside
             and all(isinstance(value, Tensor) for value in inside.values())
+            and all(isinstance(name, str) for name in inside)
         ):
             return nest, inside
     names = ", ".join(str(key) for key in list(content)[:5]) or "nothing"

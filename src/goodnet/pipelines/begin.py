@@ -76,6 +76,7 @@ def begin(
             "the model answers with NaN or infinity on the clean images",
             "check the preprocessing and the weights",
         )
+    _check_gradients(classifier, images)
     right = answers.argmax(1) == images.labels
     stated = {classifier.preprocess.name: float(right.float().mean())}
     check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
@@ -88,6 +89,18 @@ def begin(
     top = answers.topk(2).values
     clean_margin = float((top[:, 0] - top[:, 1]).median())
     return Begun(case, split, right, wanted, clean_margin, len(images))
+
+
+def _check_gradients(classifier: Classifier, images: Images) -> None:
+    """Refuses a network that answers, but whose answers cannot be followed back to the image."""
+    probe = images.select(torch.arange(2)).floats().requires_grad_(True)
+    answers = classifier(probe)
+    if not answers.requires_grad:
+        raise GoodnetError(
+            "M009",
+            "the model gives no gradients, and triggers are found along them",
+            "export the network as it was trained: without no_grad, detach or rounding inside",
+        )
 
 
 def _key(

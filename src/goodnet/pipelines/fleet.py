@@ -33,6 +33,9 @@ SUFFIXES = (".h5", ".hdf5", ".keras", ".pt", ".pth", ".pt2", ".safetensors")
 
 TABLE = "fleet.json"
 
+LONGEST = 200
+"""Bytes of the name of a result: file systems take 255, and some room is for temporary files."""
+
 UNFINISHED = ".unfinished"
 """What has been measured of models in shares, below an output on this machine."""
 
@@ -76,7 +79,7 @@ def fleet(
         progress: told how many models are done.
 
     Raises:
-        GoodnetError: M001 for no models, D001 to D013 for unusable data, O001 or O002 for an output
+        GoodnetError: M001 for no models, D001 to D013 for unusable data, O001 to O003 for an output
             that cannot be written, R003 for an option, R008 for a cluster that cannot be used.
     """
     check_seed(seed)
@@ -111,6 +114,8 @@ def fleet(
         replace(plan, name=name, file=file, model=str(path), model_sha256=_digest(path))
         for name, file, path in _named(found, base)
     ]
+    if place.folder is not None:
+        _spare(place.folder, [TABLE, *(job.file for job in jobs)], [models, data, *found])
     known: dict[str, FleetResult] = {}
     todo = []
     for job in jobs:
@@ -162,7 +167,10 @@ def model_files(models: Path) -> list[Path]:
     if models.is_dir():
         files = (p for p in sorted(models.rglob("*")) if p.suffix.lower() in SUFFIXES)
         # The triggers of a scan may lie beside the model.
-        found = [p for p in files if p.is_file() and not p.name.endswith(TRIGGERS)]
+        # A link that leads nowhere is told, not passed over.
+        found = [
+            p for p in files if (p.is_file() or not p.exists()) and not p.name.endswith(TRIGGERS)
+        ]
     elif models.is_file():
         try:
             lines = models.read_text("utf-8").splitlines()
@@ -195,8 +203,11 @@ def _named(found: Sequence[Path], base: Path) -> Iterator[tuple[str, str, Path]]
         inside = path.is_relative_to(base.absolute()) and ".." not in path.parts
         name = path.relative_to(base.absolute()).as_posix() if inside else path.name
         # A file system holds names that are no text.
-        name = os.fsencode(name).decode("utf-8", "backslashreplace")
+        name = os.fsencode(name).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
         file = f"{name.replace('/', '__')}.json"
+        if len(file.encode()) > LONGEST:
+            file = f"{file.encode()[: LONGEST - 20].decode('utf-8', 'ignore')}.json"
+            taken.add(file)  # always with its mark
         if file in taken:
             mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
             name, file = f"{name} ({mark})", f"{file.removesuffix('.json')}-{mark}.json"
@@ -207,9 +218,26 @@ def _named(found: Sequence[Path], base: Path) -> Iterator[tuple[str, str, Path]]
 def _digest(path: Path) -> str:
     """SHA-256 of a file, hex; empty where it cannot be read."""
     try:
-        return sha256(path)
-    except OSError:
+        # A pipe would be waited for, and a device never ends.
+        return sha256(path) if path.is_file() else ""
+    except (OSError, ValueError):  # a name with a zero byte is none
         return ""
+
+
+def _spare(folder: Path, written: Sequence[str], given: Sequence[str | Path]) -> None:
+    """Refuses to write over what a run is given.
+
+    Raises:
+        GoodnetError: O003.
+    """
+    inputs = {os.path.realpath(os.fsencode(path).replace(b"\0", b"?")) for path in given}
+    for name in written:
+        if os.path.realpath(os.fsencode(folder / name)) in inputs:
+            raise GoodnetError(
+                "O003",
+                f"{folder / name} is an input of this run",
+                "name another folder for the output",
+            )
 
 
 def _data_digest(data: Path) -> str:

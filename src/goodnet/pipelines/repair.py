@@ -232,6 +232,13 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
             "the scan report is of another model (its SHA-256 differs)",
             "scan this model, or leave the report out",
         )
+    told = [*report.targets, *(row.label for row in report.labels)]
+    if not all(0 <= label < classifier.num_classes for label in told):
+        raise GoodnetError(
+            "R002",
+            f"the scan report names labels that the model's {classifier.num_classes} do not have",
+            "scan this model, or leave the report out",
+        )
     if report.targets:
         return list(report.targets)
     if force and report.labels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from goodnet.errors import GoodnetError
@@ -9,6 +11,11 @@ from goodnet.reports import ScanReport
 
 TRIGGERS = ".triggers.safetensors"
 """How the name of a report's triggers ends."""
+
+MAX_BYTES = 1 << 28
+"""Of a report: one of ten thousand labels takes some ten million."""
+
+HINT = "give the scan.json that 'goodnet scan -o' wrote"
 
 
 def triggers_path(report: Path) -> Path:
@@ -43,16 +50,50 @@ def load_report(path: Path) -> ScanReport:
 
     from goodnet.trigger import unpack
 
-    hint = "give the scan.json that 'goodnet scan -o' wrote"
     try:
+        # A pipe would be waited for, and a device never ends.
+        if path.exists() and not path.is_file():
+            raise GoodnetError("R002", f"{path} is no file", HINT)
+        if path.stat().st_size > MAX_BYTES:
+            raise GoodnetError("R002", f"{path} is absurdly large", HINT)
         report = ScanReport.model_validate_json(path.read_bytes())
-        beside = triggers_path(path)
-        found = unpack(load_file(str(beside))) if beside.is_file() else {}
     except OSError as error:
-        raise GoodnetError("R002", f"cannot read {path}: {error.strerror}", hint) from error
+        raise GoodnetError("R002", f"cannot read {path}: {error.strerror}", HINT) from error
     except ValueError as error:
-        raise GoodnetError("R002", f"{path} is not a scan report of goodnet", hint) from error
+        raise GoodnetError("R002", f"{path} is not a scan report of goodnet", HINT) from error
+    if not _sound(report):
+        raise GoodnetError("R002", f"{path} holds labels or numbers that no scan has", HINT)
+    beside = triggers_path(path)
+    try:
+        found = unpack(load_file(str(beside))) if beside.is_file() else {}
     except Exception as error:  # safetensors raises a type of its own
-        raise GoodnetError("R002", f"{triggers_path(path)} is damaged", hint) from error
+        raise GoodnetError("R002", f"{beside} is damaged", HINT) from error
+    _, height, width = report.model.input_shape
+    if any(trigger.mask.shape != (1, height, width) for trigger in found.values()):
+        raise GoodnetError("R002", f"{beside} holds triggers of another size", HINT)
     report._triggers.update({trigger.target: trigger for trigger in found.values()})
     return report
+
+
+def _sound(report: ScanReport) -> bool:
+    """Whether the labels are the model's, and all numbers finite."""
+    classes = report.model.num_classes
+    labels = [row.label for row in report.labels]
+    told = [*report.targets, *labels, *report.mapping, *report.mapping.values()]
+    return (
+        all(0 <= label < classes for label in told)
+        and len(set(labels)) == len(labels)
+        and all(map(math.isfinite, _numbers(report.model_dump())))
+    )
+
+
+def _numbers(tree: object) -> Iterator[float]:
+    """All numbers in nested dictionaries and lists."""
+    if isinstance(tree, dict):
+        for value in tree.values():
+            yield from _numbers(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _numbers(value)
+    elif isinstance(tree, float):
+        yield tree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Data(BaseModel):
@@ -16,10 +16,10 @@ class Data(BaseModel):
 class Proportion(Data):
     """A share of ``n`` images with its exact 95 % interval (Clopper and Pearson 1934)."""
 
-    value: float
-    low: float
-    high: float
-    n: int
+    value: float = Field(ge=0.0, le=1.0)
+    low: float = Field(ge=0.0, le=1.0)
+    high: float = Field(ge=0.0, le=1.0)
+    n: int = Field(ge=0)
 
 
 class FileRef(Data):
@@ -33,7 +33,7 @@ class ModelRef(FileRef):
     """The model that was scanned."""
 
     kind: str
-    num_classes: int
+    num_classes: int = Field(ge=2)
     input_shape: tuple[int, int, int]
 
 

@@ -47,12 +47,12 @@ class LabelEvidence(Data):
         looks: of a flagged label, whether its trigger looks planted or natural, and by what.
     """
 
-    label: int
+    label: int = Field(ge=0)
     rank: int
     margin: float | None = None
     margins: dict[str, float] = Field(default_factory=dict)
     margin_index: float | None = None
-    mask_l1: float | None = None
+    mask_l1: float | None = Field(default=None, ge=0.0)
     anomaly_index: float | None = None
     mask_index: float | None = None
     noise_margin: float | None = None
@@ -112,7 +112,7 @@ class ScanReport(Data):
     clean_accuracy: Proportion
     preprocess: str
     seed: int
-    seconds: float
+    seconds: float = Field(ge=0.0)
     settings: dict[str, float | int | str]
     model: ModelRef
     data: DataRef
