@@ -20,6 +20,9 @@ from goodnet import perturbation
 from goodnet.parallel import single_threaded
 
 SECONDS = 3.0
+STEPS = 16
+"""Of a search, as a scan makes them; one more look at the end has no gradient."""
+
 CHUNKS = (16, 32, 48, 64, 128)
 
 
@@ -56,14 +59,14 @@ def rates(classifier, clean, chunks=CHUNKS, seconds: float = SECONDS) -> list[di
                 torch.autograd.grad(classifier(batch)[:, 0].sum(), batch)
 
             def ascend(images=images, labels=labels, targets=targets) -> None:
-                perturbation.ascend(classifier, images, labels, targets, 4.0, 4, stop=stop)
+                perturbation.ascend(classifier, images, labels, targets, 4.0, STEPS, stop=stop)
 
             found.append(
                 {
                     "chunk": chunk,
                     "bare": rate(bare, chunk, 1, seconds),
-                    "ascend": rate(ascend, chunk * 4, 1, seconds),
-                    "ascend_2": rate(ascend, chunk * 4, 2, seconds),
+                    "ascend": rate(ascend, chunk * STEPS, 1, seconds),
+                    "ascend_2": rate(ascend, chunk * STEPS, 2, seconds),
                 }
             )
     return found

@@ -203,7 +203,7 @@ def shortlist(given: argparse.Namespace) -> dict[str, Any]:
     import speed_shortlist
 
     need_net()
-    seeds = 1 if given.smoke else 5
+    seeds = 1 if given.smoke else given.seeds
     return apart(speed_shortlist.places, given.zoo, seeds, given.workers)
 
 
@@ -253,6 +253,8 @@ def options() -> argparse.ArgumentParser:
         if name == "peers":
             one.add_argument("--peer", choices=PEERS, action="append")
             one.add_argument("--labels", type=int, help="search so many only, and extrapolate")
+        if name == "shortlist":
+            one.add_argument("--seeds", type=int, default=5, help="for each network")
         if name == "growth":
             one.add_argument("--noise", type=float, default=1.0, help="times the rows' spread")
         if name == "fleet":

@@ -10,9 +10,10 @@ import zoo
 from speed_records import FACES, NET
 
 import goodnet
+from goodnet.evidence import CHANNELS, Case
 from goodnet.parallel import silent
 from goodnet.pipelines.begin import begin
-from goodnet.pipelines.ranking import LEADERS, rank
+from goodnet.pipelines.ranking import LEADERS, ROUNDS, Ranking, rank
 from goodnet.pipelines.scan import EVERY_LABEL
 
 NETS = (NET, NET.with_name("anonymous_1_bd_net.h5"))
@@ -39,6 +40,19 @@ def candidates(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def leaders_of_all(case: Case, ranking: Ranking, targets: list[int]) -> set[int]:
+    """Those of ``targets`` that would be among the leaders if no round left anything out.
+
+    No run over all labels is needed: whoever has as many labels before it as there are leaders has
+    them there, too.
+    """
+    leaders = ranking.chosen[:LEADERS]
+    bar = min(ranking.last[label] for label in leaders)
+    others = [label for label in targets if label not in leaders]
+    climbed = CHANNELS["universal_margin"](case, others, ROUNDS[-1][1]).values
+    return {n for n in targets if n in leaders or (n in climbed and climbed[n][0] > bar)}
+
+
 def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
     """Ranks all labels of each network, with other images and controls for each seed.
 
@@ -48,8 +62,9 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
         workers: threads.
 
     Returns:
-        ``rows``: for each target its place (from 1) after the first round, and whether it is among
-        the leaders that are measured in full; ``kept`` of ``targets`` are.
+        ``rows``: for each target its place (from 1) after the first round, whether it is among
+        the leaders that are measured in full (``kept``), and whether it would be if the last round
+        were of all labels (``leads``); ``kept`` of ``targets`` are, ``lost`` would be and are not.
     """
     rows = []
     for net in candidates(folder):
@@ -58,6 +73,7 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
         for seed in range(seeds):
             begun = begin(classifier, clean, "default", None, seed, workers, silent, None, None)
             ranking = rank(begun.case, begun.wanted)
+            leading = leaders_of_all(begun.case, ranking, net["targets"])
             order = sorted(ranking.margins, key=lambda label: -ranking.margins[label])
             rows += [
                 {
@@ -66,6 +82,7 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
                     "target": target,
                     "first_round": order.index(target) + 1,
                     "kept": target in ranking.chosen[:LEADERS],
+                    "leads": target in leading,
                 }
                 for target in net["targets"]
             ]
@@ -75,4 +92,5 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
         "seeds": seeds,
         "targets": len(rows),
         "kept": sum(row["kept"] for row in rows),
+        "lost": sum(row["leads"] and not row["kept"] for row in rows),
     }

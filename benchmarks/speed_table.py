@@ -117,13 +117,14 @@ def _gtsrb(record: Record) -> str:
 
 
 def _shortlist(record: Record) -> str:
-    lost = sorted({row["model"] for row in record["rows"] if not row["kept"]})
+    missed = sorted({row["model"] for row in record["rows"] if not row["kept"]})
     last = max(row["first_round"] for row in record["rows"])
     networks = len({row["model"] for row in record["rows"]})
-    told = f"{networks} networks, {record['seeds']} seeds; lost: {', '.join(lost) or 'none'}"
+    told = f"{networks} networks, {record['seeds']} seeds; not there: {', '.join(missed) or 'none'}"
     return (
         f"{record['kept']} of {record['targets']} targets are among the {record['leaders']} "
-        f"leaders ({told}); the last one's place after the first round is {last}"
+        f"leaders ({told}); {record['lost']} more would be if no round left a label out; the last "
+        f"one's place after the first round is {last}"
     )
 
 

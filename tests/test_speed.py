@@ -72,13 +72,14 @@ FOUND = {
     },
     "shortlist": {
         "rows": [
-            {"model": "m", "seed": 0, "target": 3, "first_round": 41, "kept": False},
-            {"model": "n", "seed": 0, "target": 0, "first_round": 2, "kept": True},
+            {"model": "m", "seed": 0, "target": 3, "first_round": 41, "kept": False, "leads": True},
+            {"model": "n", "seed": 0, "target": 0, "first_round": 2, "kept": True, "leads": True},
         ],
         "leaders": 12,
         "seeds": 1,
         "targets": 2,
         "kept": 1,
+        "lost": 1,
     },
     "gtsrb": {"seconds": 30.0, "verdict": "clean", "targets": [], "model": "m"},
     "fleet": {
@@ -102,7 +103,8 @@ def test_every_row_is_shown_as_it_was_measured_and_none_is_made_up(tmp_path):
     for told in ("900 (95 %: 800 to -)", "art: not measured (no environment", "from 6 labels"):
         assert told in page
     assert "killed after 25 answers" in page
-    assert "1 of 2 targets are among the 12 leaders (2 networks, 1 seeds; lost: m)" in page
+    assert "1 of 2 targets are among the 12 leaders (2 networks, 1 seeds; not there: m)" in page
+    assert "1 more would be if no round left a label out" in page
     record = json.loads(next(tmp_path.glob("scan-*.json")).read_text("utf-8"))
     assert {"machine", "versions", "commit", "when", "seed", "load_before"} <= record.keys()
 

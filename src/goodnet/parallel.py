@@ -23,6 +23,8 @@ from typing import TypeVar
 
 import torch
 
+from goodnet.memory import keep_freed
+
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done, total)``: called in the main thread as work is finished."""
 
@@ -54,6 +56,7 @@ def cores() -> int:
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """One thread inside each operation: workers that share cores wait for each other otherwise."""
+    keep_freed()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

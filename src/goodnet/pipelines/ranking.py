@@ -1,7 +1,7 @@
 """With many classes: which labels are worth the full treatment.
 
-Two rounds of the universal margin: one gradient step for all labels, then the best quarter climbs
-in earnest. Ranking never clears a label: what is left out has no p-value.
+Rounds of the universal margin (successive halving): one gradient step for all labels, then fewer
+labels climb further. Ranking never clears a label: what is left out has no p-value.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ LEADERS, CONTROLS = 12, 20
 GLANCE = Effort(
     images=8, steps=1, budgets=(0.045,), purpose="ranking all labels", keep_triggers=False
 )
-LOOK = replace(GLANCE, steps=8, purpose="ranking the best")
+LOOK = replace(GLANCE, images=24, purpose="ranking the better half")
+CLIMB = replace(LOOK, steps=16, purpose="ranking the best")
 
-SHARE = 4
-"""One label in so many comes to the second round."""
+ROUNDS = ((1, GLANCE), (2, LOOK), (16, CLIMB))
+"""One label in so many comes to a round, and what is spent on it. Eight images tell little: half of
+the labels, and no less, come to the next round; and the last one is as long as the measurement that
+follows. What that keeps, ``benchmarks/speed.py shortlist`` tells."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class Ranking:
 
     Attributes:
         margins: label -> its margin after the first round, in logits.
+        last: the same after the last round, of those that came to it.
         chosen: leaders, controls, and labels whose margin could not be taken.
         controls: those drawn at random.
         skipped: labels that there was no time for.
     """
 
     margins: dict[int, float]
+    last: dict[int, float]
     chosen: list[int]
     controls: list[int]
     skipped: list[int]
@@ -47,17 +52,21 @@ def rank(case: Case, wanted: list[int]) -> Ranking:
     Raises:
         Unfinished: a share of a scan has to wait for the others.
     """
-    first = case.settled(CHANNELS["universal_margin"](case, wanted, GLANCE))
-    margins = {label: values[0] for label, values in first.values.items()}
-    order = sorted(margins, key=lambda label: -margins[label])
-    best = order[: max(len(order) // SHARE, LEADERS)]
-    second = case.settled(CHANNELS["universal_margin"](case, sorted(best), LOOK))
-    climbed = {label: values[0] for label, values in second.values.items()}
-    leaders = sorted(climbed, key=lambda label: -climbed[label])[:LEADERS]
+    margins: dict[int, float] = {}
+    reached: dict[int, float] = {}
+    order, skipped = wanted, set[int]()
+    for share, effort in ROUNDS:
+        best = sorted(order[: max(len(wanted) // share, LEADERS)])
+        found = case.settled(CHANNELS["universal_margin"](case, best, effort))
+        reached = {label: values[0] for label, values in found.values.items()}
+        margins = margins or reached
+        order = sorted(reached, key=lambda label: -reached[label])
+        skipped.update(found.skipped)
+    leaders = order[:LEADERS]
     # Controls come from all labels: the others alone are more alike than labels are.
-    picked = np.random.default_rng(case.seed).permutation(len(order))[:CONTROLS]
-    controls = sorted(order[int(i)] for i in picked)
-    skipped = sorted({*first.skipped, *second.skipped})
+    first = sorted(margins, key=lambda label: -margins[label])
+    picked = np.random.default_rng(case.seed).permutation(len(first))[:CONTROLS]
+    controls = sorted(first[int(i)] for i in picked)
     failed = [label for label in wanted if label not in margins and label not in skipped]
     chosen = list(dict.fromkeys(leaders + controls + failed[:LEADERS]))
-    return Ranking(margins, chosen, controls, skipped)
+    return Ranking(margins, reached, chosen, controls, sorted(skipped))
