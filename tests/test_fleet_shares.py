@@ -40,7 +40,7 @@ class Watch:
 
 
 @pytest.mark.parametrize(
-    ("method", "classes", "rounds"), [("default", 80, 3), ("neural-cleanse", 12, 1)]
+    ("method", "classes", "rounds"), [("default", 80, 4), ("neural-cleanse", 12, 1)]
 )
 def test_shares_make_the_report_of_one_scan_and_measure_nothing_twice(
     method, classes, rounds, tmp_path, monkeypatch

@@ -21,8 +21,8 @@ GLANCE = Effort(
 LOOK = replace(GLANCE, images=24, purpose="ranking the better half")
 CLIMB = replace(LOOK, steps=16, purpose="ranking the best")
 
-ROUNDS = ((1, GLANCE), (2, LOOK), (16, CLIMB))
-"""One label in so many comes to a round, and what is spent on it. Eight images tell little: half of
+ROUNDS = ((1, GLANCE), (2, LOOK), (8, CLIMB))
+"""One label in so many comes to a round, and what is spent on it. A step tells little: half of
 the labels, and no less, come to the next round; and the last one is as long as the measurement that
 follows. What that keeps, ``benchmarks/speed.py shortlist`` tells."""
 
