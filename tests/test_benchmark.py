@@ -14,9 +14,9 @@ HERE = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(HERE))
 
 import records  # noqa: E402 - the benchmark is a folder of programs, not a package
-import table  # noqa: E402 - as above
-import table_repair  # noqa: E402 - as above
-import zoo  # noqa: E402 - as above
+import table  # noqa: E402 - its folder is put on the path first
+import table_repair  # noqa: E402 - its folder is put on the path first
+import zoo  # noqa: E402 - its folder is put on the path first
 
 
 def test_the_zoo_is_large_and_every_attack_is_on_both_sides():

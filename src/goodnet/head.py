@@ -70,7 +70,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
     """Notes every linear operation that answers with one number for each class."""
 
     def __init__(self, owners: dict[int, Tensor], classes: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.owners = owners
         self.classes = classes
         self.products: list[_Product] = []
@@ -103,7 +103,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     """Follows the last convolution's output as long as each place and channel stays what it is."""
 
     def __init__(self, owners: dict[int, Tensor], passed_over: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.owners = owners
         self.passed_over = passed_over
         self.current: Tensor | None = None

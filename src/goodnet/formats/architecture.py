@@ -80,7 +80,7 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # as below
+    except BaseException as error:  # whatever foreign code ends with, it ends no scan untold
         sys.modules.pop(name, None)
         raise _failed(str(path), error) from error
     finally:

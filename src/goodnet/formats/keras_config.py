@@ -17,6 +17,17 @@ LayerPath = tuple[str, ...]
 
 MAX_DEPTH = 16
 MAX_LAYERS = 5000
+
+MALFORMED = (
+    KeyError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading settings that are not what they should be raises."""
 MODELS = frozenset({"Functional", "Model", "Sequential"})
 _CODE = frozenset({"Lambda", "__lambda__"})
 _HARMLESS_KWARGS = frozenset({"name", "mask", "training", "cache_key"})
@@ -126,15 +137,7 @@ def parse(config: object) -> Model:
         if kind not in MODELS:
             raise untranslatable(str(config.get("name") or kind), kind, "its graph is Python code")
         return _model(config, (), 0)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except MALFORMED as error:
         raise damaged(f"the model's configuration is malformed: {_brief(error)}") from error
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from goodnet.errors import GoodnetError
 from goodnet.formats.keras_config import (
+    MALFORMED,
     Layer,
     LayerPath,
     Model,
@@ -212,16 +213,7 @@ def _apply(tape: Tape, layer: Layer, inputs: Sequence[Value | float]) -> list[Va
     entry = find(layer)
     try:
         return [entry.build(tape, layer, inputs)]
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        ZeroDivisionError,
-    ) as error:
+    except (*MALFORMED, RuntimeError, ZeroDivisionError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise damaged(
             f"the settings of the layer '{layer.name}' ({layer.type}) are malformed: {reason}"

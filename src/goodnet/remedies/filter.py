@@ -71,7 +71,7 @@ def filtered(patient: Patient) -> Classifier:
     assert head.bias is not None  # noqa: S101  it had one before
     with torch.no_grad():
         for place, value in ((_rows(after), _rows(head)), (after.bias, head.bias)):
-            assert place is not None  # noqa: S101  as above
+            assert place is not None  # noqa: S101  both layers have a bias
             value[:-1].copy_(place)
         _rows(head)[-1].copy_(row)
         head.bias[-1] = offset - threshold
