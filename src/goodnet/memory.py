@@ -2,7 +2,8 @@
 
 A step of a search takes and frees tensors of some megabytes each. glibc gives blocks of that size
 back to the kernel at once, and every page of the next one is a fault: a third of the time of a
-small network (``benchmarks/kernel.py``). Numbers do not change by it.
+small network in one thread (``benchmarks/kernel.py``, with ``MALLOC_PERTURB_=0`` for how it is
+without). Numbers do not change by it.
 """
 
 from __future__ import annotations
