@@ -1,7 +1,7 @@
 """Memory that was freed is kept for the next step, instead of being fetched anew a page at a time.
 
 A step of a search takes and frees tensors of some megabytes each. glibc gives blocks of that size
-back to the kernel at once, and every page of the next one is a fault: a third of the time of a
+back to the kernel at once, and every page of the next one is a fault: a quarter of the time of a
 small network in one thread (``benchmarks/kernel.py``, with ``MALLOC_PERTURB_=0`` for how it is
 without). Numbers do not change by it.
 """
