@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from goodnet.device import CPU, Device
 from goodnet.errors import GoodnetError
 from goodnet.formats.network import Network, cannot_widen
-
-FORWARD_BATCH = 64
-"""Images per forward pass: small enough to stay in a core's cache, see benchmarks."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,10 @@ class Classifier:
         sha256: of the model file (or of the weights of a live object), hex.
         memory_format: how images lie in memory when the network gets them. Convolutions are
             fastest with channels last, but a network may insist (``x.view`` after a convolution).
+        device: where the network is; images are taken there.
+        half: whether gradients are taken in bfloat16, for a search only. Without a gradient every
+            answer is of float32.
+        float32_only: whether the user wants no bfloat16.
     """
 
     network: Network
@@ -66,6 +68,9 @@ class Classifier:
     path: str | None = None
     sha256: str = ""
     memory_format: torch.memory_format = torch.contiguous_format
+    device: Device = CPU
+    half: bool = False
+    float32_only: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -83,18 +88,35 @@ class Classifier:
         return self.num_classes + self.filtered
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits, float32 ``(n, outputs)``, of ``images``, ``(n, C, H, W)`` in [0, 1]."""
+        """Logits, float32 ``(n, outputs)``, of ``images``, ``(n, C, H, W)`` in [0, 1], on
+        :attr:`device`, where the images have to be.
+        """
         ready = self.preprocess.apply(images).contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.network.module(ready)
+        logits: Tensor
+        if self.half and torch.is_grad_enabled():
+            with torch.autocast(self.device.place.type, torch.bfloat16):
+                logits = self.network.module(ready)
+            return logits.float()
+        logits = self.network.module(ready)
         return logits
 
     def logits(self, images: Tensor) -> Tensor:
-        """As a call, in batches and without a gradient; also takes uint8 pixels in 0..255."""
+        """As a call, in batches and without a gradient; also takes uint8 pixels in 0..255.
+
+        The images may be anywhere: they are taken to :attr:`device`, and the logits back.
+        """
         rows = []
         with torch.no_grad():
-            for batch in torch.split(images, FORWARD_BATCH):
-                rows.append(self(batch.float() / 255 if batch.dtype == torch.uint8 else batch))
+            for part in torch.split(images, self.device.forward_chunk):
+                batch = part.to(self.device.place)
+                batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+                rows.append(self(batch).to(images.device))
         return torch.cat(rows)
+
+    def on(self, device: Device) -> Classifier:
+        """The same classifier on another device, with parameters of its own."""
+        module = copy.deepcopy(self.network.module).to(device.place)
+        return replace(self, network=replace(self.network, module=module), device=device)
 
     def copy(self) -> Classifier:
         """The same classifier with parameters of its own, to be changed by a remedy."""

@@ -44,6 +44,7 @@ CODES: dict[str, str] = {
     "R007": "The worker of a model was lost again and again.",
     "R008": "The Ray cluster cannot be used.",
     "R009": "The repair is done, but its certificate needs more images.",
+    "R010": "The model cannot be looked at on the device that was named.",
 }
 """Code -> what it means in one sentence. Letters: Model, Data, Output, Run."""
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from goodnet.classifier import FORWARD_BATCH, Classifier
+from goodnet.classifier import Classifier
+from goodnet.device import FORWARD_CHUNK
 from goodnet.errors import GoodnetError
 
 TOLERANCE = 1e-3
@@ -157,7 +158,7 @@ def find_channels(classifier: Classifier, images: Tensor) -> Channels:
     owners: dict[int, Tensor] = {_address(p): p for p in classifier.module.parameters()}
     owners.pop(0, None)
     total: Tensor | None = None
-    for batch in torch.split(images, FORWARD_BATCH):
+    for batch in torch.split(images, FORWARD_CHUNK):
         with torch.no_grad(), _Follower(owners, passed_over) as follower:
             classifier(batch)
         if follower.current is None:
@@ -187,7 +188,7 @@ def find_head(classifier: Classifier, images: Tensor) -> Head:
         GoodnetError: M013 when there is no such layer, or the logits are more than it answers.
     """
     owners = _owners(classifier)
-    products, logits = _watch(classifier, images[:FORWARD_BATCH])
+    products, logits = _watch(classifier, images[:FORWARD_CHUNK])
     # Newest first, each weight once: a later product hides no earlier one that fits.
     for address, bias_address in dict.fromkeys((p.weight, p.bias) for p in reversed(products)):
         parameter, bias = owners[address], owners.get(bias_address)
@@ -209,7 +210,7 @@ def find_head(classifier: Classifier, images: Tensor) -> Head:
 def _features(classifier: Classifier, parameter: Tensor) -> Callable[[Tensor], Tensor]:
     def features(images: Tensor) -> Tensor:
         rows = []
-        for batch in torch.split(images, FORWARD_BATCH):
+        for batch in torch.split(images, FORWARD_CHUNK):
             products, _ = _watch(classifier, batch)
             entered = _entered(products, _address(parameter), len(batch))
             if entered is None:

@@ -95,17 +95,19 @@ class _Rows:
         channels, height, width = shape
         rows = len(targets)
         self.targets = targets
-        self.mask_logit = torch.randn(rows, 1, height, width, generator=generator)
-        self.pattern_logit = torch.randn(rows, channels, height, width, generator=generator)
+        # Drawn on the CPU, so that the seed means the same on every device.
+        drawn = [torch.randn(rows, c, height, width, generator=generator) for c in (1, channels)]
+        self.mask_logit, self.pattern_logit = (logit.to(targets.device) for logit in drawn)
         self.moments = [
             torch.zeros_like(t)
             for t in (self.mask_logit, self.mask_logit, self.pattern_logit, self.pattern_logit)
         ]
         start = settings.initial_cost if settings.warm_start else 0.0
-        self.cost = torch.full((rows,), start)
-        self.up, self.down, self.idle = (torch.zeros(rows) for _ in range(3))
-        self.went_up, self.went_down = (torch.zeros(rows, dtype=torch.bool) for _ in range(2))
-        self.best_size = torch.full((rows,), torch.inf)
+        zero = torch.zeros(rows, device=targets.device)
+        self.cost = zero + start
+        self.up, self.down, self.idle = (zero.clone() for _ in range(3))
+        self.went_up, self.went_down = (zero > 0 for _ in range(2))
+        self.best_size = zero + torch.inf
         self.best_mask = torch.zeros_like(self.mask_logit)
         self.best_pattern = torch.zeros_like(self.pattern_logit)
 
@@ -129,8 +131,8 @@ def invert(
 
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1].
-        labels: int64 ``(n,)``; an image does not count for its own class.
+        images: float32 ``(n, C, H, W)`` in [0, 1], on the classifier's device.
+        labels: int64 ``(n,)``, there too; an image does not count for its own class.
         targets: R labels, optimised together; R x batch images go through the network in a step.
         settings: the schedule.
         seed: of the start and of the mini-batches.
@@ -141,28 +143,30 @@ def invert(
     """
     generator = torch.Generator().manual_seed(seed)
     shape = classifier.input_shape
-    state = _Rows(torch.tensor(list(targets)), shape, generator, settings)
+    device = images.device
+    state = _Rows(torch.tensor(list(targets), device=device), shape, generator, settings)
     place = torch.arange(len(targets))
     found: dict[int, Inversion] = {}
     step = 0
     for epoch in range(settings.epochs):
-        success, size = torch.zeros(len(place)), torch.zeros(len(place))
+        success, size = (torch.zeros(len(place), device=device) for _ in range(2))
         for _ in range(settings.steps_per_epoch):
             if stop.is_set():
                 raise Stopped
             step += 1
-            chosen = _mini_batch(len(images), settings.batch, generator)
+            chosen = _mini_batch(len(images), settings.batch, generator).to(device)
             hit, size = _step(classifier, images[chosen], labels[chosen], state, settings, step)
             success += hit / settings.steps_per_epoch
         _remember(state, success, size, settings)
         _adapt_cost(state, success, settings)
         over = epoch + 1 == settings.epochs
-        finished = torch.full((len(place),), True) if over else _stopped(state, settings)
+        stopped = torch.ones(len(place), dtype=torch.bool) if over else _stopped(state, settings)
+        finished = stopped.cpu()
         if finished.any():
             for row in torch.nonzero(finished)[:, 0].tolist():
                 found[int(place[row])] = _result(state, row, step)
             left = torch.nonzero(~finished)[:, 0]
-            state.keep(left)
+            state.keep(left.to(device))
             place = place[left]
             if not len(place):
                 break
@@ -263,5 +267,7 @@ def _result(state: _Rows, row: int, step: int) -> Inversion:
     succeeded = bool(state.best_size[row].isfinite())
     mask = state.best_mask[row] if succeeded else state.mask_logit[row].sigmoid()
     pattern = state.best_pattern[row] if succeeded else state.pattern_logit[row].sigmoid()
-    trigger = Trigger(mask.clone(), pattern.clone(), int(state.targets[row]))
+    # A row of a batch would keep the whole batch in memory.
+    mask, pattern = mask.clone().cpu(), pattern.clone().cpu()
+    trigger = Trigger(mask, pattern, int(state.targets[row]))
     return Inversion(trigger, succeeded, step)

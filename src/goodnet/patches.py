@@ -13,7 +13,6 @@ from torch import Tensor
 
 from goodnet.classifier import Classifier
 from goodnet.parallel import Stop, Stopped
-from goodnet.perturbation import CHUNK
 from goodnet.trigger import Trigger
 
 SIDE = 1 / 5
@@ -66,7 +65,8 @@ def climb(
 
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1]; every patch is tried on all of them.
+        images: float32 ``(n, C, H, W)`` in [0, 1], on the classifier's device; every patch is tried
+            on all of them.
         places: R of them.
         patterns: float32 ``(R, C, s, s)`` in [0, 1], to start from.
         goal: see :data:`Goal`.
@@ -79,7 +79,8 @@ def climb(
     Raises:
         Stopped: when ``stop`` was set.
     """
-    rows = max(1, CHUNK // len(images))
+    rows = classifier.device.rows(len(images))
+    patterns = patterns.to(images.device)
     parts = [
         _climb_some(
             classifier,

@@ -22,9 +22,6 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.parallel import Stop, Stopped
 
-CHUNK = 48
-"""Images that go through the network together: what stays in a core's cache (see benchmarks)."""
-
 MOMENTUM = 0.9
 FAR_BELOW = -1.0e9
 
@@ -43,18 +40,13 @@ class Perturbations:
     """The outcome for R labels.
 
     Attributes:
-        margins: float32 ``(R,)``, the mean margin reached, in logits.
+        margins: float32 ``(R,)``, the mean margin reached, in logits. Like ``deltas``, on the CPU.
         deltas: float32 ``(R, ...)``, the change's parameters: signed differences to images in
             [0, 1], ``(R, C, H, W)``, unless another kind of change was asked for.
     """
 
     margins: Tensor
     deltas: Tensor
-
-
-def rows_per_chunk(images: int) -> int:
-    """How many labels go through the network together with ``images`` images each."""
-    return max(1, CHUNK // images)
 
 
 def row_margins(logits: Tensor, targets: Tensor) -> Tensor:
@@ -80,8 +72,8 @@ def ascend(
 
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1].
-        labels: int64 ``(n,)``; an image does not count for its own class.
+        images: float32 ``(n, C, H, W)`` in [0, 1], on the classifier's device.
+        labels: int64 ``(n,)``, there too; an image does not count for its own class.
         targets: R labels; R x n images go through the network in a step.
         budget: the largest L2 norm of a perturbation's parameters; of an additive one, of the
             difference to images in [0, 1].
@@ -93,13 +85,13 @@ def ascend(
     Raises:
         Stopped: when ``stop`` was set.
     """
-    wanted = torch.tensor(list(targets))
+    wanted = torch.tensor(list(targets), device=images.device)
     rows, count = len(wanted), len(images)
     expanded = wanted.repeat_interleave(count)
     weights = (labels[None] != wanted[:, None]).float()
     # A label that all images belong to gets no margin (NaN), rather than one of 0.
     weights /= weights.sum(1, keepdim=True)
-    delta = torch.zeros(rows, *(shape or images.shape[1:]))
+    delta = images.new_zeros(rows, *(shape or images.shape[1:]))
     velocity = torch.zeros_like(delta)
     rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / steps
 
@@ -117,7 +109,7 @@ def ascend(
         delta = delta.detach() + rate * velocity
         delta = delta * (budget / row_norms(delta).clamp_min(budget))
     with torch.no_grad():
-        return Perturbations(mean_margins(delta), delta)
+        return Perturbations(mean_margins(delta).cpu(), delta.cpu())
 
 
 def row_norms(rows: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from goodnet.classifier import FORWARD_BATCH, Preprocess
+from goodnet.classifier import Preprocess
+from goodnet.device import FORWARD_CHUNK
 from goodnet.errors import GoodnetError
 from goodnet.formats.network import Network
 from goodnet.images import Images, wrong_size
@@ -270,8 +271,8 @@ def _race(network: Network, sample: Images, tried: list[Preprocess]) -> dict[str
     running = list(tried)
     rows: dict[str, list[Tensor]] = {candidate.name: [] for candidate in tried}
     hits: dict[str, Tensor] = {}
-    for start in range(0, len(sample), FORWARD_BATCH):
-        batch = sample.select(torch.arange(start, min(start + FORWARD_BATCH, len(sample))))
+    for start in range(0, len(sample), FORWARD_CHUNK):
+        batch = sample.select(torch.arange(start, min(start + FORWARD_CHUNK, len(sample))))
         for candidate in running:
             logits = forward(network, candidate.apply(batch.floats()))
             check_labels(batch.labels, logits.shape[1])

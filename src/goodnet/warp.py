@@ -18,15 +18,24 @@ def warped(images: Tensor, displacements: Tensor) -> Tensor:
         ``(R * n, C, H, W)``; what would come from outside the image is its nearest border.
     """
     height, width = images.shape[2:]
-    smooth = functional.interpolate(
-        displacements, (height, width), mode="bicubic", align_corners=True
-    )
-    across, down = torch.linspace(-1.0, 1.0, width), torch.linspace(-1.0, 1.0, height)
+    place, free = images.device, displacements.shape[-1]
+    # A graphics card adds up the gradients of interpolate() and repeat_interleave() in any order,
+    # those of a product and of expand() always in the same.
+    rows, columns = (_bicubic(free, side).to(place) for side in (height, width))
+    smooth = rows @ displacements.to(place) @ columns.T
+    across, down = (torch.linspace(-1.0, 1.0, side, device=place) for side in (width, height))
     places = torch.stack(torch.meshgrid(across, down, indexing="xy"), -1)
     grid = (places + smooth.permute(0, 2, 3, 1)).clamp(-1.0, 1.0)
     return functional.grid_sample(
         images.repeat(len(displacements), 1, 1, 1),
-        grid.repeat_interleave(len(images), 0),
+        grid[:, None].expand(-1, len(images), -1, -1, -1).flatten(0, 1),
         mode="bilinear",
         align_corners=True,
     )
+
+
+def _bicubic(free: int, side: int) -> Tensor:
+    """What each of ``free`` points adds to each of ``side`` pixels in a row; ``(side, free)``."""
+    points = torch.eye(free)[:, None, :, None]
+    spread = functional.interpolate(points, (side, 1), mode="bicubic", align_corners=True)
+    return spread[:, 0, :, 0].T

@@ -141,6 +141,14 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, show_default=False, help="Threads; one for each core by default."),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda, cuda:1; ',float32' behind it for no bfloat16. auto: a graphics card if "
+        "there is one.",
+    ),
+]
 
 
 def parse_labels(text: str | None) -> list[int] | None:

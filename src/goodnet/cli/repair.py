@@ -13,6 +13,7 @@ from goodnet.cli.failures import FAILURE, complain, run
 from goodnet.cli.options import (
     Architecture,
     Data,
+    Device,
     Format,
     ImageSize,
     Model,
@@ -45,6 +46,7 @@ class Request:
     format: Format
     seed: int
     workers: int | None
+    device: str
 
     @property
     def files(self) -> list[Path]:
@@ -102,6 +104,7 @@ def repair(
     format: Annotated[Format, typer.Option(help="Of the result on stdout.")] = Format.TEXT,
     seed: Seed = 0,
     workers: Workers = None,
+    device: Device = "auto",
 ) -> None:
     """Remove the backdoor, and certify it.
 
@@ -123,6 +126,7 @@ def repair(
         format,
         seed,
         workers,
+        device,
     )
     raise typer.Exit(run(lambda terminal: _repair(terminal, request)))
 
@@ -157,6 +161,7 @@ def _repair(terminal: Terminal, request: Request) -> int:
             seed=request.seed,
             workers=request.workers,
             progress=progress,
+            device=request.device,
         )
     report = write_repair(terminal, goodnet, request.files)
     _show(terminal, report, request.format)

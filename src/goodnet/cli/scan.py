@@ -14,6 +14,7 @@ from goodnet.cli.failures import FAILURE, run
 from goodnet.cli.options import (
     Architecture,
     Data,
+    Device,
     ImageSize,
     Method,
     MethodName,
@@ -47,6 +48,7 @@ class Request:
     budget: str | None
     seed: int
     workers: int | None
+    device: str
 
 
 def scan(
@@ -88,6 +90,7 @@ def scan(
     ] = None,
     seed: Seed = 0,
     workers: Workers = None,
+    device: Device = "auto",
 ) -> None:
     """Look for a backdoor in a model.
 
@@ -98,7 +101,9 @@ def scan(
     Exit code 0: none found. 1: backdoor found. 2: not decided, or the scan failed.
     """
     source = inputs.Source(model, data, architecture, preprocess, image_size)
-    request = Request(source, method, labels, exhaustive, format, output, budget, seed, workers)
+    request = Request(
+        source, method, labels, exhaustive, format, output, budget, seed, workers, device
+    )
     raise typer.Exit(run(lambda terminal: _scan(terminal, request)))
 
 
@@ -124,6 +129,7 @@ def _scan(terminal: Terminal, request: Request) -> int:
             # Reading the model and finding its preprocessing has taken some of it.
             budget=None if budget is None else max(0.01, budget + started - time.monotonic()),
             state=outputs.state_folder(request.output),
+            device=request.device,
         )
     deliver(terminal, report, request.format, request.output)
     report.forget()

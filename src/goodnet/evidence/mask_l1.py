@@ -10,7 +10,6 @@ from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.inversion import invert
 from goodnet.parallel import Stop
-from goodnet.perturbation import rows_per_chunk
 
 
 def mask_l1(case: Case, targets: list[int], effort: Effort) -> Evidence:
@@ -38,5 +37,5 @@ def mask_l1(case: Case, targets: list[int], effort: Effort) -> Evidence:
                 evidence.values[target] = (inversion.trigger.size,)
         return evidence
 
-    rows = rows_per_chunk(min(schedule.batch, len(images)))
+    rows = case.classifier.device.rows(min(schedule.batch, len(images)))
     return over_blocks("mask_l1", case, targets, rows, effort, measure)

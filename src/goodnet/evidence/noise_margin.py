@@ -16,7 +16,7 @@ from goodnet.evidence.blocks import over_blocks
 from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop, Stopped
-from goodnet.perturbation import CHUNK, MOMENTUM, row_margins
+from goodnet.perturbation import MOMENTUM, row_margins
 
 STARTS = 6
 """Random images that each label climbs from; the best one counts."""
@@ -44,14 +44,15 @@ def noise_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
     shape = case.classifier.input_shape
     generator = torch.Generator().manual_seed(case.seed)
     # The same starts for every label: what differs between labels is the network's doing.
-    starts = torch.rand(STARTS, *shape, generator=generator)
+    starts = torch.rand(STARTS, *shape, generator=generator).to(case.fit.device)
     stride = STRIDE * math.sqrt(math.prod(shape))
 
     def measure(block: list[int], stop: Stop) -> Evidence:
         margins = zip(block, _climb(case, starts, block, stride, stop), strict=True)
         return Evidence({target: (value,) for target, value in margins if math.isfinite(value)})
 
-    return over_blocks("noise_margin", case, targets, max(1, CHUNK // STARTS), effort, measure)
+    rows = case.classifier.device.rows(STARTS)
+    return over_blocks("noise_margin", case, targets, rows, effort, measure)
 
 
 def _climb(
@@ -59,7 +60,7 @@ def _climb(
 ) -> list[float]:
     """The best margin that each target reaches."""
     images = starts.repeat(len(targets), 1, 1, 1)
-    wanted = torch.tensor(targets).repeat_interleave(len(starts))
+    wanted = torch.tensor(targets, device=starts.device).repeat_interleave(len(starts))
     velocity = torch.zeros_like(images)
     for _ in range(STEPS):
         if stop.is_set():

@@ -68,7 +68,7 @@ def _best(
         return None
 
     def margins(logits: Tensor) -> Tensor:
-        wanted = torch.full((logits.shape[:2].numel(),), target)
+        wanted = torch.full((logits.shape[:2].numel(),), target, device=logits.device)
         return row_margins(logits.flatten(0, 1), wanted).view(logits.shape[:2])
 
     def goal(logits: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from goodnet.evidence.blocks import over_blocks
 from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop
-from goodnet.perturbation import ascend, rows_per_chunk
+from goodnet.perturbation import ascend
 from goodnet.trigger import Trigger
 
 
@@ -51,7 +51,7 @@ def universal_margin(case: Case, targets: list[int], effort: Effort) -> Evidence
                 )
         return evidence
 
-    rows = rows_per_chunk(len(images))
+    rows = case.classifier.device.rows(len(images))
     return over_blocks(
         "universal_margin", case, targets, rows, effort, measure, numbers=len(budgets)
     )

@@ -52,7 +52,7 @@ def faint(
         Stopped: when ``stop`` was set.
     """
     generator = torch.Generator().manual_seed(seed)
-    delta: Tensor = torch.randn(classifier.input_shape, generator=generator)
+    delta: Tensor = torch.randn(classifier.input_shape, generator=generator).to(images.device)
     delta = 0.3 * budget * delta / delta.norm()
     velocity = torch.zeros_like(delta)
     rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / FAINT_STEPS
@@ -70,6 +70,7 @@ def faint(
         velocity = MOMENTUM * velocity + gradient / gradient.norm().clamp_min(1e-12)
         delta = delta.detach() + rate * velocity
         delta = delta * (budget / delta.norm().clamp_min(budget))
+    delta = delta.cpu()
     extent = delta.abs().amax(0, keepdim=True)
     return Trigger(extent / extent.max().clamp_min(1e-12), delta, NOBODY, "additive")
 

@@ -13,7 +13,7 @@ from goodnet.evidence.blocks import over_blocks
 from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop
-from goodnet.perturbation import ascend, rows_per_chunk
+from goodnet.perturbation import ascend
 from goodnet.warp import warped
 
 GRID = 6
@@ -58,5 +58,5 @@ def warp_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
         margins = dict(zip(block, zip(*outcomes, strict=True), strict=True))
         return Evidence({n: row for n, row in margins.items() if all(map(math.isfinite, row))})
 
-    rows = rows_per_chunk(len(images))
+    rows = case.classifier.device.rows(len(images))
     return over_blocks("warp_margin", case, targets, rows, effort, measure, numbers=len(REACHES))

@@ -35,6 +35,10 @@ class Ref(NamedTuple):
     name: str
 
 
+HERE = Ref("(device)")
+"""Whatever device a program was exported on: the one that it is run on."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One operation.
@@ -79,7 +83,7 @@ class Program:
 
     def __call__(self, values: dict[str, Any]) -> list[Any]:
         """The results, given a value for every name in ``inputs``."""
-        known = dict(values)
+        known = _with_device(values)
         for step in self.steps:
             result = step.run(
                 *_fill(step.args, known), **{k: _fill(v, known) for k, v in step.kwargs.items()}
@@ -91,7 +95,7 @@ class Program:
 
     def everything(self, values: dict[str, Any]) -> dict[str, Any]:
         """What every step makes, by name, and ``values`` themselves."""
-        known = dict(values)
+        known = _with_device(values)
         for step in self.steps:
             keywords = {k: _fill(v, known) for k, v in step.kwargs.items()}
             _bind(step.outputs, step.run(*_fill(step.args, known), **keywords), known)
@@ -137,6 +141,11 @@ def parse(graph: dict[str, Any], where: str, keep: tuple[str, ...] | None = None
     if keep is not None:
         outputs = tuple(Ref(name) for name in keep)
     return Program.of(inputs, steps, outputs)
+
+
+def _with_device(values: dict[str, Any]) -> dict[str, Any]:
+    devices = (value.device for value in values.values() if isinstance(value, Tensor))
+    return {**values, HERE.name: next(devices, torch.device("cpu"))}
 
 
 def _input_name(item: dict[str, Any]) -> str:
@@ -210,7 +219,7 @@ def _argument(item: dict[str, Any], where: str) -> Any:
         "as_scalar_type": lambda v: DTYPES[v],
         "as_memory_format": lambda v: _MEMORY_FORMATS[v],
         "as_layout": lambda _: torch.strided,
-        "as_device": lambda _: torch.device("cpu"),
+        "as_device": lambda _: HERE,
     }
     if kind not in readers:
         raise GoodnetError(

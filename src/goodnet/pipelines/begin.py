@@ -14,10 +14,11 @@ from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Case
 from goodnet.evidence.store import open_store
-from goodnet.images import Images, check_images
+from goodnet.images import Images
 from goodnet.parallel import Progress
 from goodnet.pipelines.conclude import Split
 from goodnet.pipelines.load import quicker, weights_sha256
+from goodnet.pipelines.placing import PROBES, in_half, threads
 from goodnet.preprocess import check_chance
 from goodnet.version import __version__
 
@@ -28,9 +29,6 @@ FIT_IMAGES = 128
 them, a mini-batch at a time: on a few, natural patches are as small as planted ones."""
 
 HELD_OUT = 200
-
-PROBES = 16
-"""Images on which a network that was made quicker has to answer as before."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +63,9 @@ def begin(
     deadline: float | None,
     state: Path | None,
 ) -> Begun:
-    """Checks what a scan is given, and splits the images."""
+    """Checks what a scan is given, and splits the images; the classifier is on its device."""
     check_seed(seed)
     wanted = _wanted(classifier, method, labels)
-    check_images(images, classifier=classifier)
     answers = classifier.logits(images.pixels)
     if not bool(torch.isfinite(answers).all()):
         raise GoodnetError(
@@ -81,11 +78,21 @@ def begin(
     stated = {classifier.preprocess.name: float(right.float().mean())}
     check_chance(int(right.sum()), images.labels, classifier.num_classes, stated)
     split = split_images(images, right, seed=seed, fit_all=method == "neural-cleanse")
+    quick = in_half(quicker(classifier, split.fit[:PROBES]), split.fit)
     store = None
     if state is not None:
-        store = open_store(state, _key(classifier, split, answers, labels, method, seed))
-    quick = quicker(classifier, split.fit[:PROBES])
-    case = Case(quick, split.fit, split.fit_labels, seed, workers, progress, deadline, store)
+        store = open_store(state, _key(quick, classifier, split, answers, labels, method, seed))
+    place = quick.device.place
+    case = Case(
+        quick,
+        split.fit.to(place),
+        split.fit_labels.to(place),
+        seed,
+        threads(quick, workers),
+        progress,
+        deadline,
+        store,
+    )
     top = answers.topk(2).values
     clean_margin = float((top[:, 0] - top[:, 1]).median())
     return Begun(case, split, right, wanted, clean_margin, len(images))
@@ -93,8 +100,8 @@ def begin(
 
 def _check_gradients(classifier: Classifier, images: Images) -> None:
     """Refuses a network that answers, but whose answers cannot be followed back to the image."""
-    probe = images.select(torch.arange(2)).floats().requires_grad_(True)
-    answers = classifier(probe)
+    probe = images.select(torch.arange(2)).floats().to(classifier.device.place)
+    answers = classifier(probe.requires_grad_(True))
     if not answers.requires_grad:
         raise GoodnetError(
             "M009",
@@ -104,6 +111,7 @@ def _check_gradients(classifier: Classifier, images: Images) -> None:
 
 
 def _key(
+    quick: Classifier,
     classifier: Classifier,
     split: Split,
     answers: Tensor,
@@ -112,7 +120,8 @@ def _key(
     seed: int,
 ) -> str:
     """All that the numbers of a scan depend on: what the network is, by its weights and by what it
-    answers (code of the user's may have changed between two runs), the images, the settings.
+    answers (code of the user's may have changed between two runs), how it is computed, the images,
+    the settings.
     """
     digest = hashlib.sha256()
     for tensor in (split.fit, split.fit_labels, answers.argmax(1)):
@@ -126,6 +135,8 @@ def _key(
         classifier.num_classes,
         digest.hexdigest(),
         None if labels is None else sorted(set(labels)),
+        quick.device,
+        quick.half,
         method,
         seed,
     )

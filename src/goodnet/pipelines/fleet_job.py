@@ -140,7 +140,7 @@ def do(task: Task, state: Path) -> Answer:
         if split and task.share < shares:
             share, method, seed = Share(task.share, shares), job.method, job.seed
             done = measure_share(
-                classifier, images, share, state, method=method, seed=seed, workers=1
+                classifier, images, share, state, method=method, seed=seed, workers=1, device="cpu"
             )
             took = round(time.monotonic() - started, 2)
             return Shared(shares=shares, done=done, seconds=took)
@@ -152,6 +152,8 @@ def do(task: Task, state: Path) -> Answer:
             workers=1,
             budget=job.budget,
             state=state if split else None,
+            # There is a worker for each core, and not a card for each worker.
+            device="cpu",
         )
         seconds = round(report.seconds + task.spent, 2)
         report = report.model_copy(update={"seconds": seconds})

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.device import repeatable
 from goodnet.evidence import CHANNELS, Case, Effort
 from goodnet.images import Images
 from goodnet.inversion import QUICK
 from goodnet.parallel import Progress
 from goodnet.pipelines.conclude import answers_to
 from goodnet.pipelines.load import quicker
+from goodnet.pipelines.placing import AUTO, in_half, placed, threads
 from goodnet.preprocess import balanced
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
@@ -85,15 +87,25 @@ def reverse_triggers(
     seed: int,
     workers: int | None,
     progress: Progress,
+    device: str = AUTO,
 ) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
     chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
     pixels = chosen.floats()
-    quick = quicker(classifier, pixels)
-    case = Case(quick, pixels, chosen.labels, seed, workers, progress)
+    quick = in_half(quicker(placed(classifier, device, pixels), pixels), pixels)
+    place = quick.device.place
+    case = Case(
+        quick,
+        pixels.to(place),
+        chosen.labels.to(place),
+        seed,
+        threads(quick, workers),
+        progress,
+    )
     effort = replace(CAREFUL, purpose="reversing triggers")
-    margins = CHANNELS["universal_margin"](case, targets, effort)
-    inverted = CHANNELS["mask_l1"](case, targets, effort)
+    with repeatable(quick.device):
+        margins = CHANNELS["universal_margin"](case, targets, effort)
+        inverted = CHANNELS["mask_l1"](case, targets, effort)
     masks = {target: inverted.triggers[target][0] for target in targets}
     every = {target: [*margins.triggers.get(target, ()), masks[target]] for target in targets}
     return masks, every

@@ -22,6 +22,7 @@ from goodnet.pipelines import jury as juries
 from goodnet.pipelines.begin import check_seed
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
+from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import along, suspected
 from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
@@ -102,6 +103,7 @@ def repair(
     seed: int = 0,
     workers: int | None = None,
     progress: Progress = silent,
+    device: str = AUTO,
 ) -> GoodNet:
     """Removes the backdoors that a scan found.
 
@@ -120,6 +122,7 @@ def repair(
         seed: of the split and of everything else that is random.
         workers: threads; one a core by default.
         progress: told what is being done and how far it is.
+        device: as of a scan, for its searches; remedies work on the processor.
 
     Raises:
         GoodnetError: R002 for a report of another model, R003 for an unknown remedy or share, R004
@@ -131,23 +134,24 @@ def repair(
     check_images(images, classifier=classifier)
     filtering.check(classifier, remedy)
     if report is None:
-        report = scan(classifier, images, seed=seed, workers=workers, progress=progress)
+        report = scan(
+            classifier, images, seed=seed, workers=workers, progress=progress, device=device
+        )
+    means = (workers, progress, device)
     targets = _targets(classifier, report, force)
     mine, theirs = juries.split(images, seed)
-    masks, triggers = juries.reverse_triggers(
-        classifier, mine, targets, seed + 1, workers, progress
-    )
+    masks, triggers = juries.reverse_triggers(classifier, mine, targets, seed + 1, *means)
     patient = Patient(
         classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
     )
-    _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, workers, progress)
+    _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, *means)
     jury = juries.empanel(classifier, theirs, others)
     suspects = [] if remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
     def look_again(candidate: _Candidate) -> None:
-        fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, workers, progress)
+        fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, *means)
         candidate.fresh = fresh
         candidate.standing, candidate.reason = judge_fresh(
             candidate.standing, candidate.reason, fresh, targets
@@ -173,7 +177,7 @@ def repair(
         progress(
             f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
         )
-        reversing = (classifier, mine, suspects, seed + 4, workers, progress)
+        reversing = (classifier, mine, suspects, seed + 4, *means)
         wider = along(patient, *juries.reverse_triggers(*reversing))
         candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
         candidate.also = tuple(suspects)
@@ -312,6 +316,7 @@ def _fresh(
     seed: int,
     workers: int | None,
     progress: Progress,
+    device: str,
 ) -> FreshScan:
     """Scans the result: the labels of the first scan; where those were ranked, the targets among
     random ones, as all that matters is whether the targets still stand out.
@@ -322,7 +327,9 @@ def _fresh(
     labels = chosen if len(chosen) < cured.num_classes else None
     # As it would be without its filter, which the scan would take for one more label.
     bare = cured.classes_only()
-    fresh = scan(bare, images, labels=labels, seed=seed, workers=workers, progress=progress)
+    fresh = scan(
+        bare, images, labels=labels, seed=seed, workers=workers, progress=progress, device=device
+    )
 
     def masks(of: ScanReport) -> dict[int, float | None]:
         found = {entry.label: entry.mask_l1 for entry in of.labels}

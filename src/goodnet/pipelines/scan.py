@@ -14,15 +14,17 @@ from pathlib import Path
 
 from goodnet import tables
 from goodnet.classifier import Classifier
+from goodnet.device import repeatable
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence, Share, Unfinished
 from goodnet.evidence.augmentation import augmentation
 from goodnet.evidence.permutation import permutation
-from goodnet.images import Images
+from goodnet.images import Images, check_images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Leading, Progress, nobody, silent
 from goodnet.pipelines.begin import FIT_IMAGES, Begun, begin
 from goodnet.pipelines.conclude import Measured, Split, conclude
+from goodnet.pipelines.placing import AUTO, placed, probes
 from goodnet.pipelines.ranking import rank
 from goodnet.reports import ScanReport
 from goodnet.scores import is_handful
@@ -57,6 +59,7 @@ def scan(
     budget: float | None = None,
     state: Path | None = None,
     leading: Leading = nobody,
+    device: str = AUTO,
 ) -> ScanReport:
     """Looks for backdoors.
 
@@ -76,11 +79,13 @@ def scan(
             goes on from there and comes to the answer of one that was not. The report's ``forget``
             removes what it holds, once the report is safe.
         leading: told which labels stand out so far in what is being measured, the first one first.
+        device: as :func:`goodnet.pipelines.placing.placed` takes it: ``"auto"``, ``"cpu"``,
+            ``"cuda"``; with ``",float32"`` behind it nothing is computed in bfloat16.
 
     Raises:
         GoodnetError: D007, D008, D009, M010 for unusable images, M012 when the model answers with
-            NaN, R003 for an unknown method or label or a budget of nothing, O001 or O002 when the
-            state cannot be kept.
+            NaN, R003 for an unknown method or label or a budget of nothing, R010 for a device that
+            cannot be used, O001 or O002 when the state cannot be kept.
     """
     started = time.monotonic()
     if budget is not None and not budget > 0:
@@ -88,12 +93,15 @@ def scan(
     told, classifier = classifier.filtered, classifier.classes_only()
     clock = _Clock(started, budget)
     deadline = clock.at(MASKS_BY)
-    begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
-    begun = replace(begun, case=replace(begun.case, leading=leading))
-    measured = _measure(begun, method, exhaustive, clock)
-    report = conclude(
-        classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
-    )
+    check_images(images, classifier=classifier)
+    classifier = placed(classifier, device, probes(images))
+    with repeatable(classifier.device):
+        begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
+        begun = replace(begun, case=replace(begun.case, leading=leading))
+        measured = _measure(begun, method, exhaustive, clock)
+        report = conclude(
+            classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
+        )
     if labels is not None and report.verdict == "clean":
         few = f"only {len(begun.wanted)} of {classifier.num_classes} labels were scanned"
         report = _doubted(report, few)
@@ -102,6 +110,7 @@ def scan(
         report = _doubted(
             report, f"output {classifier.num_classes}, said to be a filter's, was not scanned"
         )
+    report.settings.update(_means(begun.case.classifier))
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     store = begun.case.store
     if store is not None and not measured.skipped and not measured.permutation.cut_off:
@@ -119,6 +128,7 @@ def measure_share(
     seed: int = 0,
     workers: int | None = None,
     progress: Progress = silent,
+    device: str = AUTO,
 ) -> bool:
     """Measures one worker's share of a scan of all labels, as far as that goes by itself.
 
@@ -135,6 +145,7 @@ def measure_share(
         seed: the scan's.
         workers: threads.
         progress: told what is being done.
+        device: the scan's.
 
     Returns:
         Whether the share is done; if not, it waits for the others.
@@ -144,11 +155,14 @@ def measure_share(
     """
     clock = _Clock(time.monotonic(), None)
     classifier = classifier.classes_only()
-    begun = begin(classifier, images, method, None, seed, workers, progress, None, state)
-    try:
-        _measure(replace(begun, case=replace(begun.case, share=share)), method, False, clock)
-    except Unfinished:
-        return False
+    check_images(images, classifier=classifier)
+    classifier = placed(classifier, device, probes(images))
+    with repeatable(classifier.device):
+        begun = begin(classifier, images, method, None, seed, workers, progress, None, state)
+        try:
+            _measure(replace(begun, case=replace(begun.case, share=share)), method, False, clock)
+        except Unfinished:
+            return False
     return True
 
 
@@ -164,6 +178,12 @@ def _measure(begun: Begun, method: str, exhaustive: bool, clock: _Clock) -> Meas
         begun.clean_margin,
         begun.images,
     )
+
+
+def _means(classifier: Classifier) -> dict[str, str]:
+    """What the searches were computed on, and how exactly."""
+    gradients = "bfloat16" if classifier.half else "float32"
+    return {"device": classifier.device.name, "gradients": gradients}
 
 
 def _doubted(report: ScanReport, note: str) -> ScanReport:

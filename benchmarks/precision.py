@@ -1,0 +1,84 @@
+"""Images with gradient per second, by device, chunk and precision.
+
+    .venv/bin/python benchmarks/precision.py MODEL --data DATA [--device cuda] [--compile]
+
+On the processor in one thread, as a worker has it. Read the ratios within a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import torch
+
+import goodnet
+from goodnet.device import repeatable
+from goodnet.parallel import single_threaded
+from goodnet.pipelines.load import quicker
+from goodnet.pipelines.placing import in_half, placed, probes
+
+SECONDS = 2.0
+CHUNKS = {"cpu": (16, 48, 128), "cuda": (48, 256, 1024, 4096)}
+
+
+def rate(step, images: int, device: torch.device) -> float:
+    """Images per second of repeated steps, the first three left out."""
+    for _ in range(3):
+        step()
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < SECONDS:
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += images
+    return done / (time.perf_counter() - started)
+
+
+def rates(classifier, clean, chunk: int, compiled: bool) -> dict[str, float]:
+    """Images per second of a forward and a backward pass, by precision."""
+    device = classifier.device.place
+    batch = clean.floats()[:8].repeat(-(-chunk // 8), 1, 1, 1)[:chunk].to(device)
+    ways = {"float32": replace(classifier, half=False), "bfloat16": replace(classifier, half=True)}
+    found = {}
+    for name, one in ways.items():
+        module = torch.compile(one.network.module) if compiled else one.network.module
+        one = replace(one, network=replace(one.network, module=module))
+
+        def step(one=one) -> None:
+            images = batch.detach().requires_grad_(True)
+            torch.autograd.grad(one(images)[:, 0].sum(), images)
+
+        found[name] = rate(step, chunk, device)
+    return found
+
+
+def main() -> None:
+    """Prints one line a chunk."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="also by torch.compile")
+    given = parser.parse_args()
+    clean = goodnet.load_images(given.data)
+    classifier = goodnet.load(given.model, clean)
+    probe = probes(clean)
+    classifier = quicker(placed(classifier, given.device, probe), probe)
+    chosen = "bfloat16" if in_half(classifier, probe).half else "float32"
+    print(f"{given.device}: chunks of {classifier.device.chunk}, gradients in {chosen}")
+    with repeatable(classifier.device), single_threaded():
+        for compiled in (False, True)[: 1 + given.compile]:
+            for chunk in CHUNKS[classifier.device.place.type]:
+                row = rates(classifier, clean, chunk, compiled)
+                print(
+                    f"{'compiled' if compiled else 'as it is':9s} chunk {chunk:5d}  "
+                    f"float32 {row['float32']:9.0f}/s  bfloat16 {row['bfloat16']:9.0f}/s  "
+                    f"{row['bfloat16'] / row['float32']:.2f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

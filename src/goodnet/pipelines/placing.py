@@ -1,0 +1,194 @@
+"""Which device a network is looked at on, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from goodnet.classifier import Classifier
+from goodnet.device import CPU, LARGE_CHUNK, Device
+from goodnet.errors import GoodnetError
+from goodnet.images import Images
+
+AUTO = "auto"
+
+FULL_PRECISION = "float32"
+"""Behind a comma after a device's name: no bfloat16."""
+
+PROBES = 16
+"""Images on which another way of computing has to answer as before."""
+
+MEMORY_SHARE = 0.4
+"""Of a graphics card's free memory; what a search keeps besides the network is in the rest."""
+
+ROUGH = 0.05
+"""How far logits in bfloat16 may lie from those in float32, against the largest one: a few
+roundings to 8 bits."""
+
+LARGE = 1e8
+"""Operations for an image from which bfloat16 pays on a card: on an H100, a first scan of a network
+of 1.6e7 (CSAW's DeepID, 1,283 labels) took 8.6 s with it, 4.3 s of them to make its kernels ready, and
+4.3 s without."""
+
+_ATEN = torch.ops.aten
+_CONVOLUTIONS = (_ATEN.convolution, _ATEN._convolution, _ATEN.conv2d)
+_SLOW_IN_HALF = ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
+"""How the names of operations begin that attention is made of."""
+
+
+def placed(classifier: Classifier, device: str, probe: Tensor) -> Classifier:
+    """The classifier on the device that the user has named, for looking at.
+
+    Args:
+        classifier: on the processor.
+        device: ``"auto"`` (a graphics card where there is one that gives the same answers), or a
+            name of PyTorch's (``"cpu"``, ``"cuda"``, ``"cuda:1"``); ``",float32"`` behind it keeps
+            searches from using bfloat16.
+        probe: float32 ``(n, C, H, W)`` in [0, 1]: a few images, on which answers are compared.
+
+    Returns:
+        A classifier that takes its images there. ``half`` says whether bfloat16 may be used; where
+        it suits the network is for :func:`in_half` to say.
+
+    Raises:
+        GoodnetError: R010 for a device that is not there or on which the network does not run.
+    """
+    name, _, precision = device.strip().lower().partition(",")
+    if precision.strip() not in ("", FULL_PRECISION):
+        raise _no_device(device, f"'{precision.strip()}' is no precision that can be asked for")
+    name = name.strip()
+    here = replace(classifier, device=CPU, float32_only=bool(precision))
+    if name == "cpu" or (name == AUTO and not torch.cuda.is_available()):
+        return here
+    try:
+        there = _moved(here, "cuda" if name == AUTO else name, probe)
+    # What a driver or a foreign network raises is up to its author.
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        if name == AUTO:
+            return here
+        raise _no_device(device, str(error).splitlines()[0][:200] if str(error) else "") from error
+    if there is None and name != AUTO:
+        raise _no_device(device, "the model answers differently there")
+    return there or here
+
+
+def probes(images: Images) -> Tensor:
+    """The first images, float32 ``(n, C, H, W)`` in [0, 1], on which answers are compared."""
+    return images.select(torch.arange(min(PROBES, len(images)))).floats()
+
+
+def _moved(classifier: Classifier, name: str, probe: Tensor) -> Classifier | None:
+    """The classifier there, with chunks that fit; None where it answers differently."""
+    if torch.device(name).type == "cpu":
+        return classifier
+    there = classifier.on(Device(name, chunk=PROBES, forward_chunk=PROBES))
+    expected, found = classifier.logits(probe[:PROBES]), there.logits(probe[:PROBES])
+    scale = float(expected.abs().max())
+    if not torch.allclose(expected, found, rtol=1e-2, atol=1e-2 * scale):
+        return None
+    chunk = _chunk(there, probe[:PROBES])
+    return replace(there, device=Device(name, chunk=chunk, forward_chunk=chunk))
+
+
+def _chunk(classifier: Classifier, probe: Tensor) -> int:
+    """How many images with gradient fit in the card's free memory; a power of two."""
+    place = classifier.device.place
+    torch.cuda.reset_peak_memory_stats(place)
+    before = torch.cuda.memory_allocated(place)
+    images = probe.to(place).requires_grad_(True)
+    torch.autograd.grad(classifier(images).sum(), images)
+    each = max(1, torch.cuda.max_memory_allocated(place) - before) / len(probe)
+    free, _ = torch.cuda.mem_get_info(place)
+    chunk = LARGE_CHUNK
+    while chunk > 1 and chunk * each > MEMORY_SHARE * free:
+        chunk //= 2
+    return chunk
+
+
+def in_half(classifier: Classifier, probe: Tensor) -> Classifier:
+    """The classifier with searches that take their gradients in bfloat16, where that is quicker.
+
+    It is with plain convolutions (1.2 to 1.5 times on a processor with AVX-512 BF16,
+    ``benchmarks/precision.py``); grouped convolutions and attention are slower by a multiple there,
+    and without such a processor everything is. On a graphics card it is with large networks.
+
+    Args:
+        classifier: on its device.
+        probe: float32 ``(n, C, H, W)`` in [0, 1]: a few images, on which answers are compared.
+
+    Returns:
+        ``classifier`` itself where it should stay as it is.
+    """
+    if classifier.float32_only or not _has_half(classifier.device):
+        return classifier
+    probe = probe[:PROBES].to(classifier.device.place)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _Watcher() as watcher:
+        exact = classifier(probe)
+    if watcher.slow or not watcher.convolutions:
+        return classifier
+    if not classifier.device.is_processor and counter.get_total_flops() < LARGE * len(probe):
+        return classifier
+    half = replace(classifier, half=True)
+    try:
+        images = probe.clone().requires_grad_(True)
+        rough = half(images)
+        (gradient,) = torch.autograd.grad(rough.sum(), images)
+    # What a foreign network raises is up to its author; a refusal is an answer here.
+    except Exception:
+        return classifier
+    alike = bool((rough.detach() - exact).abs().max() <= ROUGH * exact.abs().max())
+    return half if alike and bool(gradient.isfinite().all()) else classifier
+
+
+def threads(classifier: Classifier, wanted: int | None) -> int | None:
+    """How many threads work on blocks of labels: one feeds a graphics card."""
+    return wanted if classifier.device.is_processor else wanted or 1
+
+
+def _has_half(device: Device) -> bool:
+    if device.place.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    # Named with an underscore, and since PyTorch 2.6: without an answer the answer is no.
+    asked: Sequence[Callable[[], bool] | None] = [
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(has is not None and has() for has in asked)
+
+
+class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+    """Notes whether a network consists of what bfloat16 is quick at."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
+        self.convolutions = 0
+        self.slow = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        packet = getattr(func, "overloadpacket", None)
+        if packet in _CONVOLUTIONS:
+            self.convolutions += 1
+            # Inputs of a group, against those that there are.
+            self.slow |= args[1].shape[1] != args[0].shape[1]
+        self.slow |= func.name().startswith(_SLOW_IN_HALF)
+        return func(*args, **(kwargs or {}))
+
+
+def _no_device(device: str, why: str) -> GoodnetError:
+    return GoodnetError(
+        "R010",
+        f"the model cannot be looked at on '{device}'" + (f": {why}" if why else ""),
+        "leave --device away, or give cpu, cuda or cuda:1; ',float32' behind it for no bfloat16",
+    )
