@@ -32,9 +32,9 @@ ROUGH = 0.05
 roundings to 8 bits."""
 
 LARGE = 1e8
-"""Operations for an image from which bfloat16 pays on a card: on an H100, a first scan of a network
-of 1.6e7 (CSAW's DeepID, 1,283 labels) took 8.6 s with it, 4.3 s of them to make its kernels ready, and
-4.3 s without."""
+"""Operations for an image from which bfloat16 pays on a card: the first scan of a network of 1.6e7
+(CSAW's DeepID, 1,283 labels) took 8.6 s with it on an H100, half of them to make its kernels ready,
+and 4.3 s without."""
 
 _ATEN = torch.ops.aten
 _CONVOLUTIONS = (_ATEN.convolution, _ATEN._convolution, _ATEN.conv2d)
