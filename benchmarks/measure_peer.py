@@ -66,7 +66,9 @@ def peer_record(
     }
 
 
-def handed_over(peer: str, truth: dict[str, Any], place: Path, folder: Path) -> list[str] | None:
+def handed_over(
+    peer: str, truth: dict[str, Any], place: Path, folder: Path, *, training: bool = False
+) -> list[str] | None:
     """Writes a model of the zoo and its images as a peer reads them.
 
     Args:
@@ -74,6 +76,8 @@ def handed_over(peer: str, truth: dict[str, Any], place: Path, folder: Path) -> 
         truth: the model's ``truth.json``.
         place: its directory.
         folder: where to write.
+        training: hand over what the network was trained on (before it was poisoned) instead of the
+            defender's images: TrojanZoo's own loader does.
 
     Returns:
         What the peer's program is told; None where the peer does not take this kind of model.
@@ -94,8 +98,9 @@ def handed_over(peer: str, truth: dict[str, Any], place: Path, folder: Path) -> 
         # Told no scale, the peer takes images in [0, 1]: the network's own step goes inside.
         torch.jit.trace(network, torch.zeros(1, *shown.judge.shape)).save(str(model))
         scale = "unit"
-    pixels = shown.defender.pixels.permute(0, 2, 3, 1).contiguous().numpy()
-    np.savez(data, images=pixels, labels=shown.defender.labels.numpy())
+    images = shown.training if training else shown.defender
+    pixels = images.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    np.savez(data, images=pixels, labels=images.labels.numpy())
     return ["--model", str(model), "--data", str(data), "--scale", scale]
 
 

@@ -23,12 +23,12 @@ SECONDS = 2.0
 CHUNKS = {"cpu": (16, 48, 128), "cuda": (48, 256, 1024, 4096)}
 
 
-def rate(step, images: int, device: torch.device) -> float:
+def rate(step, images: int, device: torch.device, seconds: float) -> float:
     """Images per second of repeated steps, the first three left out."""
     for _ in range(3):
         step()
     done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < SECONDS:
+    while time.perf_counter() - started < seconds:
         step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -36,7 +36,7 @@ def rate(step, images: int, device: torch.device) -> float:
     return done / (time.perf_counter() - started)
 
 
-def rates(classifier, clean, chunk: int, compiled: bool) -> dict[str, float]:
+def rates(classifier, clean, chunk: int, compiled: bool, seconds: float) -> dict[str, float]:
     """Images per second of a forward and a backward pass, by precision."""
     device = classifier.device.place
     batch = clean.floats()[:8].repeat(-(-chunk // 8), 1, 1, 1)[:chunk].to(device)
@@ -50,8 +50,21 @@ def rates(classifier, clean, chunk: int, compiled: bool) -> dict[str, float]:
             images = batch.detach().requires_grad_(True)
             torch.autograd.grad(one(images)[:, 0].sum(), images)
 
-        found[name] = rate(step, chunk, device)
+        found[name] = round(rate(step, chunk, device, seconds), 1)
     return found
+
+
+def table(classifier, clean, device: str, *, compiled: bool, seconds: float) -> list[dict]:
+    """Rows of rates, by chunk; once more with a compiled network where ``compiled`` says so."""
+    probe = probes(clean)
+    classifier = quicker(placed(classifier, device, probe), probe)
+    rows = []
+    with repeatable(classifier.device), single_threaded():
+        for how in (False, True)[: 1 + compiled]:
+            for chunk in CHUNKS[classifier.device.place.type]:
+                found = rates(classifier, clean, chunk, how, seconds)
+                rows.append({"compiled": how, "chunk": chunk, **found})
+    return rows
 
 
 def main() -> None:
@@ -64,20 +77,15 @@ def main() -> None:
     given = parser.parse_args()
     clean = goodnet.load_images(given.data)
     classifier = goodnet.load(given.model, clean)
-    probe = probes(clean)
-    classifier = quicker(placed(classifier, given.device, probe), probe)
-    chosen = "bfloat16" if in_half(classifier, probe).half else "float32"
-    print(f"{given.device}: chunks of {classifier.device.chunk}, gradients in {chosen}")
-    with repeatable(classifier.device), single_threaded():
-        for compiled in (False, True)[: 1 + given.compile]:
-            for chunk in CHUNKS[classifier.device.place.type]:
-                row = rates(classifier, clean, chunk, compiled)
-                print(
-                    f"{'compiled' if compiled else 'as it is':9s} chunk {chunk:5d}  "
-                    f"float32 {row['float32']:9.0f}/s  bfloat16 {row['bfloat16']:9.0f}/s  "
-                    f"{row['bfloat16'] / row['float32']:.2f}",
-                    flush=True,
-                )
+    there = placed(classifier, given.device, probes(clean))
+    chosen = "bfloat16" if in_half(there, probes(clean)).half else "float32"
+    print(f"{given.device}: chunks of {there.device.chunk}, gradients in {chosen}")
+    for row in table(classifier, clean, given.device, compiled=given.compile, seconds=SECONDS):
+        print(
+            f"{'compiled' if row['compiled'] else 'as it is':9s} chunk {row['chunk']:5d}  "
+            f"float32 {row['float32']:9.0f}/s  bfloat16 {row['bfloat16']:9.0f}/s  "
+            f"{row['bfloat16'] / row['float32']:.2f}",
+        )
 
 
 if __name__ == "__main__":

@@ -128,6 +128,11 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
             budget(given),
         )
         found = {peer: _peer(peer, truth, place, labels, ours) for peer in given.peer}
+        if "trojanzoo" in given.peer:
+            # What it does by itself: its loader hands over the training set.
+            found["trojanzoo, training set"] = _peer(
+                "trojanzoo", truth, place, labels, ours, training=True
+            )
     finally:
         if stay is not None:
             os.sched_setaffinity(0, stay)
@@ -141,13 +146,19 @@ def peers(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _peer(
-    peer: str, truth: dict[str, Any], place: Path, labels: int | None, ours: dict[str, Any]
+    peer: str,
+    truth: dict[str, Any],
+    place: Path,
+    labels: int | None,
+    ours: dict[str, Any],
+    *,
+    training: bool = False,
 ) -> dict[str, Any]:
     """What one peer needs, or why it was not measured."""
     if not program(peer).exists():
         return {"missing": f"no environment for {peer}: run benchmarks/peers/setup.sh"}
     with tempfile.TemporaryDirectory() as name:
-        arguments = handed_over(peer, truth, place, Path(name))
+        arguments = handed_over(peer, truth, place, Path(name), training=training)
         if arguments is None:
             return {"missing": f"{peer} does not take a {Path(truth['file']).suffix} model"}
         # The peer's own defaults hold, but for the number of labels.
@@ -158,6 +169,7 @@ def _peer(
     seconds = report.get("seconds_all_labels_extrapolated", report["seconds"])
     return {
         "version": report["version"],
+        "images": report["settings"]["images"],
         "labels_searched": report["labels_scanned"],
         "extrapolated": "seconds_all_labels_extrapolated" in report,
         "seconds": round(seconds, 1),
@@ -171,6 +183,14 @@ def kernel(given: argparse.Namespace) -> dict[str, Any]:
     need_net()
     seconds, chunks = (0.2, [16, 48]) if given.smoke else (3.0, [8, 16, 32, 48, 64, 128, 256])
     return apart(speed_rows.kernel, seconds, chunks)
+
+
+def card(given: argparse.Namespace) -> dict[str, Any]:
+    """The same scan on a graphics card, from a cold start and again, and on the processor."""
+    need_net()
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no graphics card here")
+    return apart(speed_rows.card, "cuda", 0.2 if given.smoke else 2.0, given.seed)
 
 
 def workers(given: argparse.Namespace) -> dict[str, Any]:
@@ -227,6 +247,7 @@ ROWS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "peers": peers,
     "kernel": kernel,
     "memory": memory,
+    "card": card,
     "workers": workers,
     "growth": growth,
     "gtsrb": gtsrb,

@@ -112,21 +112,51 @@ def published(sample: int, epochs: int, threads: int, seed: int) -> dict[str, An
 
 
 def kernel(seconds: float, chunks: list[int]) -> dict[str, Any]:
-    """Images with gradient per second on one core, against a bare loop at its best batch size."""
+    """Images with gradient per second on one core, against a bare loop at its best batch size.
+
+    Both in float32; where the processor has it, the search in bfloat16 as well, as scans make it.
+    """
+    from goodnet.device import CHUNK
+    from goodnet.pipelines.placing import in_half, probes
+
     clean = goodnet.load_images(FACES)
-    found = rates(goodnet.load(NET, clean), clean, chunks, seconds)
+    classifier = goodnet.load(NET, clean)
+    found = rates(classifier, clean, chunks, seconds)
     bare = max(found, key=lambda row: row["bare"])
     # The chunk that goodnet's channels use is fixed; that of the bare loop may be any.
-    from goodnet.perturbation import CHUNK
-
     ours = min(found, key=lambda row: abs(row["chunk"] - CHUNK))
+    half = in_half(classifier, probes(clean))
+    rough = rates(half, clean, [ours["chunk"]], seconds)[0]["ascend"] if half.half else None
     return {
+        "ascend_half": None if rough is None else round(rough, 1),
         "chunks": found,
         "bare_best": round(bare["bare"], 1),
         "bare_chunk": bare["chunk"],
         "ascend": round(ours["ascend"], 1),
         "ascend_chunk": ours["chunk"],
         "ratio": round(ours["ascend"] / bare["bare"], 3),
+    }
+
+
+def card(device: str, seconds: float, seed: int) -> dict[str, Any]:
+    """Default scans of the real BadNet on a graphics card and on the processor beside it."""
+    import precision
+
+    clean = goodnet.load_images(FACES)
+    classifier = goodnet.load(NET, clean)
+    took: dict[str, list[float]] = {}
+    answers = []
+    for name in (device, device, "cpu"):
+        report = goodnet.scan(classifier, clean, seed=seed, device=name)
+        took.setdefault(name, []).append(report.seconds)
+        answers.append((report.verdict, report.targets))
+    return {
+        "card": torch.cuda.get_device_name(torch.device(device)),
+        "labels": classifier.num_classes,
+        "seconds": took[device],
+        "seconds_processor": took["cpu"][0],
+        "right": all(answer == ("backdoored", [TARGET]) for answer in answers),
+        "rates": precision.table(classifier, clean, device, compiled=True, seconds=seconds),
     }
 
 

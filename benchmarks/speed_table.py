@@ -78,15 +78,31 @@ def _peers(record: Record) -> str:
             told.append(f"{name}: not measured ({peer['missing']})")
             continue
         how = f", from {peer['labels_searched']} labels" if peer["extrapolated"] else ""
-        told.append(f"{name} {peer['version']}: {peer['ratio']:.1f} times{how}")
+        given = f" with {peer['images']:,} images" if "images" in peer else ""
+        told.append(f"{name} ({peer['version']}): {peer['ratio']:.1f} times{given}{how}")
     return "; ".join(told).replace("|", "/")
 
 
 def _kernel(record: Record) -> str:
+    half = record.get("ascend_half")
+    more = f"; {half / record['bare_best']:.2f} of it with gradients in bfloat16" if half else ""
     return (
         f"{record['ratio']:.2f} of the bare loop ({record['ascend']:,.0f} images a second with "
         f"chunks of {record['ascend_chunk']}; bare {record['bare_best']:,.0f} with "
-        f"{record['bare_chunk']})"
+        f"{record['bare_chunk']}; both in float32)" + more
+    )
+
+
+def _card(record: Record) -> str:
+    best = max(record["rates"], key=lambda row: max(row["float32"], row["bfloat16"]))
+    first, again = record["seconds"]
+    how = "compiled" if best["compiled"] else "as it is"
+    return (
+        f"{first:.1f} s in a new process and {again:.1f} s again on an {record['card']}, "
+        f"{record['seconds_processor']:.0f} s on the processor beside it; verdict and target "
+        f"{'right' if record['right'] else 'WRONG'}; at most {best['float32']:,.0f} images with "
+        f"gradient a second in float32, {best['bfloat16']:,.0f} in bfloat16 (chunks of "
+        f"{best['chunk']:,}, {how})"
     )
 
 
@@ -157,6 +173,7 @@ ROWS: dict[str, tuple[str, Callable[[Record], str]]] = {
     "neural-cleanse": ("Neural Cleanse as published, the same net, label by label", _published),
     "peers": ("Neural Cleanse of other tools against the default scan, 43 classes", _peers),
     "kernel": ("images with gradient per second, of a bare PyTorch loop at its best", _kernel),
+    "card": ("the same scan on a graphics card", _card),
     "memory": ("peak memory of a process at 1,283 labels", _memory),
     "workers": ("two workers against one", _workers),
     "growth": ("from 100 to 10,000 labels on the real trunk", _growth),
