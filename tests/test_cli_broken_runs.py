@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from cli_case import GOODNET, check_told, refuse, snapshot
 from safetensors.torch import load_file
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
         (ZeroDivisionError("a secret\nsecond line"), "R006", "ZeroDivisionError: a secret"),
         (MemoryError(), "R006", "MemoryError"),
         (RuntimeError("x: can't allocate memory: you tried"), "R006", "more memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "R010", "--device cpu"),
         (OSError(28, "No space left on device", "/x/y"), "O002", "/x/y"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "O002", "disk"),
         (KeyboardInterrupt(), "R001", "interrupted"),

@@ -95,6 +95,13 @@ def translate(error: Exception, where: str = "") -> GoodnetError:
             "give fewer or smaller images, fewer --workers, or use a machine with more memory",
         )
     kind = type(error).__name__
+    # PyTorch's, of a graphics card; torch takes too long to import for its sake.
+    if kind == "OutOfMemoryError":
+        return GoodnetError(
+            "R010",
+            f"the graphics card's memory is not enough: {reason}",
+            "end what else uses the card, or give --device cpu",
+        )
     return GoodnetError(
         "R006",
         f"{kind}: {reason}" if reason else kind,
