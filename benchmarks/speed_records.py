@@ -99,13 +99,24 @@ def load_before() -> float | None:
 
 
 def latest(folder: Path) -> dict[str, dict[str, Any]]:
-    """The newest record of each row, but for those of trials."""
+    """The newest record of each row, but for those of trials.
+
+    Peers need not be measured together, each beside a default scan: one that the newest record of
+    them lacks is taken from the newest that has it, with its date.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text("utf-8"))
-        newer = record["when"] >= found.get(record["row"], record)["when"]
-        if not record["smoke"] and newer:
-            found[record["row"]] = record
+    earlier: dict[str, Any] = {}
+    kept = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
+    for record in sorted(kept, key=lambda one: one["when"]):
+        if record["smoke"]:
+            continue
+        found[record["row"]] = record
+        if record["row"] == "peers":
+            dated = {
+                name: {**peer, "when": record["when"]} for name, peer in record["peers"].items()
+            }
+            earlier |= dated
+            record["peers"] = {**earlier, **record["peers"]}
     return found
 
 

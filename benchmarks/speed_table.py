@@ -79,7 +79,8 @@ def _peers(record: Record) -> str:
             continue
         how = f", from {peer['labels_searched']} labels" if peer["extrapolated"] else ""
         given = f" with {peer['images']:,} images" if "images" in peer else ""
-        told.append(f"{name} ({peer['version']}): {peer['ratio']:.1f} times{given}{how}")
+        then = f", on {peer['when'][:10]}" if "when" in peer else ""
+        told.append(f"{name} ({peer['version']}): {peer['ratio']:.1f} times{given}{how}{then}")
     return "; ".join(told).replace("|", "/")
 
 

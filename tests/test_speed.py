@@ -52,6 +52,17 @@ FOUND = {
         "ascend_chunk": 48,
         "bare_best": 3200.0,
         "bare_chunk": 64,
+        "ascend_half": 4800.0,
+    },
+    "card": {
+        "card": "a card",
+        "seconds": [9.0, 3.0],
+        "seconds_processor": 21.0,
+        "right": True,
+        "rates": [
+            {"compiled": False, "chunk": 48, "float32": 2e4, "bfloat16": 1e4},
+            {"compiled": True, "chunk": 4096, "float32": 1e5, "bfloat16": 3e5},
+        ],
     },
     "memory": {"by_workers": {"1": SCAN, "2": SCAN}, "peak_memory_mb_reading": 300.0},
     "workers": {"same_answer": True, "ratio": 1.8, "ratios": [1.7, 1.8]},
@@ -103,6 +114,8 @@ def test_every_row_is_shown_as_it_was_measured_and_none_is_made_up(tmp_path):
     for told in ("900 (95 %: 800 to -)", "art: not measured (no environment", "from 6 labels"):
         assert told in page
     assert "killed after 25 answers" in page
+    assert "1.50 of it with gradients in bfloat16" in page
+    assert "300,000 in bfloat16 (chunks of 4,096, compiled)" in page
     assert "1 of 2 targets are among the 12 leaders (2 networks, 1 seeds; not there: m)" in page
     assert "1 more would be if no round left a label out" in page
     record = json.loads(next(tmp_path.glob("scan-*.json")).read_text("utf-8"))
@@ -129,6 +142,21 @@ def test_records_are_added_and_never_changed(tmp_path, monkeypatch):
     ):
         (tmp_path / name).write_text(json.dumps(kept | changed), "utf-8")
     assert speed_records.latest(tmp_path)["scan"]["seconds"] == 1.0, "the newest that is no trial"
+
+
+def test_a_peer_that_was_left_out_is_shown_as_of_its_day(tmp_path):
+    def peer(ratio):
+        return {"version": "1", "labels_searched": 2, "extrapolated": False, "ratio": ratio}
+
+    path = speed_records.write(
+        tmp_path, "peers", {"peers": {"art": peer(300.0), "b": peer(7.0)}}, seed=0, smoke=False
+    )
+    first = json.loads(path.read_text("utf-8")) | {"when": "2001-02-03 00:00:00Z"}
+    path.write_text(json.dumps(first), "utf-8")
+    later = first | {"when": "2002-01-01 00:00:00Z", "peers": {"b": peer(8.0)}}
+    (tmp_path / "peers-later.json").write_text(json.dumps(later), "utf-8")
+    page = speed_table.page(speed_records.latest(tmp_path))
+    assert "art (1): 300.0 times, on 2001-02-03; b (1): 8.0 times |" in page
 
 
 def test_each_row_can_be_run_by_itself():
