@@ -123,7 +123,8 @@ def test_options_reach_the_scan(files, monkeypatch):
 
     monkeypatch.setattr("goodnet.pipelines.scan.scan", spy)
     options = ["--method", "neural-cleanse", "--labels", "0,3", "--exhaustive", "--seed", "5"]
-    assert scan(files, *options, "--workers", "1", "--budget", "5m").exit_code == 0
+    more = ["--workers", "1", "--budget", "5m", "--device", "cpu,float32"]
+    assert scan(files, *options, *more).exit_code == 0
     assert heard.pop("leading") == heard.pop("progress").leading
     # What reading the model took is off the budget already.
     assert 0 < heard.pop("budget") < 300
@@ -134,6 +135,7 @@ def test_options_reach_the_scan(files, monkeypatch):
         "seed": 5,
         "workers": 1,
         "state": None,
+        "device": "cpu,float32",
     }
 
 

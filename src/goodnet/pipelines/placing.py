@@ -52,8 +52,8 @@ def placed(classifier: Classifier, device: str, probe: Tensor) -> Classifier:
         probe: float32 ``(n, C, H, W)`` in [0, 1]: a few images, on which answers are compared.
 
     Returns:
-        A classifier that takes its images there. ``half`` says whether bfloat16 may be used; where
-        it suits the network is for :func:`in_half` to say.
+        A classifier that takes its images there, still with gradients in float32: whether bfloat16
+        suits the network is for :func:`in_half` to say.
 
     Raises:
         GoodnetError: R010 for a device that is not there or on which the network does not run.
