@@ -30,7 +30,7 @@ LAYERS = (
     {"inversion", "perturbation", "patches", "head", "attacks"},
     {"preprocess"},
     {"reports"},
-    {"trigger", "classifier", "images", "parallel", "warp"},
+    {"trigger", "classifier", "images", "parallel", "warp", "watching"},
     {"formats"},
     {"errors", "version", "memory", "device"},
 )

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from goodnet.classifier import Classifier
 from goodnet.device import FORWARD_CHUNK
 from goodnet.errors import GoodnetError
+from goodnet.watching import Watching
 
 TOLERANCE = 1e-3
 """How far features @ weights + bias may lie from the logits, against the largest logit or 1."""
@@ -67,24 +67,17 @@ class _Product:
     bias: int
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+class _Watcher:
     """Notes every linear operation that answers with one number for each class."""
 
     def __init__(self, owners: dict[int, Tensor], classes: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.owners = owners
         self.classes = classes
         self.products: list[_Product] = []
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        packet = getattr(func, "overloadpacket", None)
+    def saw(self, operation: Any, args: tuple[Any, ...], result: Any) -> None:
+        """One operation; see :data:`goodnet.watching.Saw`."""
+        packet = getattr(operation, "overloadpacket", None)
         if packet in (_ATEN.add, _ATEN.add_) and self.products:
             # Keras adds the bias in a step of its own.
             for summand in args[:2]:
@@ -97,31 +90,23 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
             entered, weight, bias = operands
             if _address(weight) in self.owners:
                 self.products.append(_Product(entered, _address(weight), _address(bias)))
-        return result
 
 
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+class _Follower:
     """Follows the last convolution's output as long as each place and channel stays what it is."""
 
     def __init__(self, owners: dict[int, Tensor], passed_over: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.owners = owners
         self.passed_over = passed_over
         self.current: Tensor | None = None
         self.tensors: list[Tensor] = []
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def saw(self, operation: Any, args: tuple[Any, ...], result: Any) -> None:
+        """One operation; see :data:`goodnet.watching.Saw`."""
         first = result[0] if isinstance(result, tuple) and result else result
         if not isinstance(first, Tensor) or first.ndim != 4:
-            return result
-        packet = getattr(func, "overloadpacket", None)
+            return
+        packet = getattr(operation, "overloadpacket", None)
         entered = [arg for arg in args if isinstance(arg, Tensor)]
         if packet in _CONVOLUTIONS:
             if _address(args[1]) in self.owners and _address(args[1]) != self.passed_over:
@@ -133,7 +118,6 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             if len(images) == 1 and images[0] is self.current:
                 self.current = first
                 self._note(entered, first.shape[1])
-        return result
 
     def _note(self, entered: Sequence[Tensor], channels: int) -> None:
         owned = [self.owners.get(_address(tensor)) for tensor in entered]
@@ -159,7 +143,8 @@ def find_channels(classifier: Classifier, images: Tensor) -> Channels:
     owners.pop(0, None)
     total: Tensor | None = None
     for batch in torch.split(images, FORWARD_CHUNK):
-        with torch.no_grad(), _Follower(owners, passed_over) as follower:
+        follower = _Follower(owners, passed_over)
+        with torch.no_grad(), Watching(follower.saw):
             classifier(batch)
         if follower.current is None:
             raise _no_head("no convolution was seen")
@@ -222,7 +207,8 @@ def _features(classifier: Classifier, parameter: Tensor) -> Callable[[Tensor], T
 
 
 def _watch(classifier: Classifier, images: Tensor) -> tuple[list[_Product], Tensor]:
-    with torch.no_grad(), _Watcher(_owners(classifier), classifier.outputs) as watcher:
+    watcher = _Watcher(_owners(classifier), classifier.outputs)
+    with torch.no_grad(), Watching(watcher.saw):
         logits = classifier(images)
     return watcher.products, logits
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from goodnet.classifier import Classifier
 from goodnet.device import CPU, LARGE_CHUNK, Device
 from goodnet.errors import GoodnetError
 from goodnet.images import Images
+from goodnet.watching import Watching
 
 AUTO = "auto"
 
@@ -67,8 +67,7 @@ def placed(classifier: Classifier, device: str, probe: Tensor) -> Classifier:
         return here
     try:
         there = _moved(here, "cuda" if name == AUTO else name, probe)
-    # What a driver or a foreign network raises is up to its author.
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # a driver's or a foreign network's, of whatever kind
         if name == AUTO:
             return here
         raise _no_device(device, str(error).splitlines()[0][:200] if str(error) else "") from error
@@ -127,10 +126,11 @@ def in_half(classifier: Classifier, probe: Tensor) -> Classifier:
     if classifier.float32_only or not _has_half(classifier.device):
         return classifier
     probe = probe[:PROBES].to(classifier.device.place)
-    with torch.no_grad(), _Watcher() as watcher:
+    seen = _Convolutions()
+    with torch.no_grad(), Watching(seen.saw):
         exact = classifier(probe)
     enough = 1 if classifier.device.is_processor else LARGE * len(probe)
-    if watcher.slow or watcher.products < enough:
+    if seen.slow or seen.products < enough:
         return classifier
     half = replace(classifier, half=True)
     try:
@@ -160,28 +160,20 @@ def _has_half(device: Device) -> bool:
     return any(has is not None and has() for has in asked)
 
 
-class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types for it
+class _Convolutions:
     """Notes how many products a network's convolutions make, and what bfloat16 is slow at."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types for it
         self.products = 0
         self.slow = False
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "overloadpacket", None) in _CONVOLUTIONS:
+    def saw(self, operation: Any, args: tuple[Any, ...], result: Any) -> None:
+        """One operation; see :data:`goodnet.watching.Saw`."""
+        if getattr(operation, "overloadpacket", None) in _CONVOLUTIONS:
             self.products += result.numel() * args[1][0].numel()
             # Inputs of a group, against those that there are.
             self.slow |= args[1].shape[1] != args[0].shape[1]
-        self.slow |= func.name().startswith(_SLOW_IN_HALF)
-        return result
+        self.slow |= operation.name().startswith(_SLOW_IN_HALF)
 
 
 def _no_device(device: str, why: str) -> GoodnetError:
