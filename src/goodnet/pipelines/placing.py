@@ -17,6 +17,9 @@ from goodnet.watching import Watching
 
 AUTO = "auto"
 
+KNOWN = ("cpu", "cuda")
+"""Kinds of device that may be named; ROCm's cards call themselves "cuda" as well."""
+
 FULL_PRECISION = "float32"
 """Behind a comma after a device's name: no bfloat16."""
 
@@ -65,6 +68,8 @@ def placed(classifier: Classifier, device: str, probe: Tensor) -> Classifier:
     here = replace(classifier, device=CPU, float32_only=bool(precision))
     if name == "cpu" or (name == AUTO and not torch.cuda.is_available()):
         return here
+    if name != AUTO and name.partition(":")[0] not in KNOWN:
+        raise _no_device(device, "that is no device that goodnet uses")
     try:
         there = _moved(here, "cuda" if name == AUTO else name, probe)
     except Exception as error:  # a driver's or a foreign network's, of whatever kind
