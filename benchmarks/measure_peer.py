@@ -15,11 +15,11 @@ import zoo
 PEERS = {"art": ".h5", "trojanzoo": ".pt", "backdoormbti": ".pt"}
 """Peer -> the format that it gets."""
 
-MANY_LABELS, TIMED = 20, 2
-"""With more labels than so many, a few of them are timed first."""
+FEW_LABELS, TIMED = 5, 1
+"""Of more labels than so many, this many are timed first."""
 
 BENEFIT = 1.5
-"""A scan is not begun that would take this much longer than it may, by those few labels; goodnet's
+"""A scan is not begun that would take this much longer than it may, by the timed labels; goodnet's
 own is given up by the same measure."""
 
 
@@ -32,7 +32,7 @@ def peer_record(
         arguments = handed_over(peer, truth, place, folder)
         if arguments is None:
             return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
-        if limit is not None and truth["num_classes"] > MANY_LABELS:
+        if limit is not None and truth["num_classes"] > FEW_LABELS:
             probe = run_peer(
                 peer, [*arguments, "--labels", str(TIMED)], folder / "probe.json", limit
             )
