@@ -10,19 +10,24 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from cli_case import save_data, save_model
 from fleet_case import answer, patterns, result_of, same
 from test_resume import Templates
+from torch import nn
 
 from goodnet import __version__
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Share
+from goodnet.formats.files import sha256
 from goodnet.images import Images
 from goodnet.inversion import QUICK
+from goodnet.pipelines import placing
 from goodnet.pipelines import scan as scanning
 from goodnet.pipelines.fleet import UNFINISHED, fleet
-from goodnet.pipelines.fleet_job import Job, Shared, failed
+from goodnet.pipelines.fleet_job import Job, Shared, do, failed
 from goodnet.pipelines.fleet_shares import ROUNDS, answers
 from goodnet.pipelines.load import load
 from goodnet.pipelines.scan import measure_share, scan
@@ -142,6 +147,51 @@ def test_a_share_that_fails_ends_its_model_and_no_other():
     results, order, _ = worked([job("bad"), job("good")], do)
     assert [(j.name, r.error_code) for j, r in results] == [("bad", "R007"), ("good", "R006")]
     assert order[:4] == [("bad", 0, 0), ("bad", 0, 4), ("bad", 1, 4), ("good", 0, 0)]
+
+
+class Kernels(nn.Module):
+    """Each class is a pattern, compared by a convolution: bfloat16 suits it where it is had."""
+
+    def __init__(self, shown):
+        super().__init__()
+        classes, channels, *side = shown.shape
+        self.last = nn.Conv2d(channels, classes, side, bias=False)
+        self.last.weight.data.copy_(shown - shown.mean())
+
+    def forward(self, x):
+        return self.last(x).flatten(1)
+
+
+def test_machines_with_and_without_bfloat16_have_use_for_each_others_shares(tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "PAPER", replace(QUICK, epochs=2))
+    shown = patterns(40)
+    model, data = tmp_path / "many.pt", tmp_path / "clean.npz"
+    save_model(model, Kernels(shown))
+    pixels = (shown.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    save_data(data, pixels, np.arange(40))
+    its, told, state = Job("many", "many.json", str(model), str(data), "", ""), [], tmp_path / "s"
+    its = replace(
+        its, model_sha256=sha256(model), data_sha256=sha256(data), method="neural-cleanse"
+    )
+    state.mkdir()
+    keys = set()
+
+    def machines(queue):
+        while queue:
+            task = queue.popleft()
+            # Every other one has a processor that is quick at it.
+            quick = bool(task.share % 2)
+            monkeypatch.setattr(placing, "_has_half", lambda device, quick=quick: quick)
+            answered = do(task, state, one_machine=False)
+            keys.update(path.name.split("-")[0] for path in state.glob("*.block"))
+            told.append(task.share)
+            yield task, answered
+
+    ((_, result),) = answers([its], machines)
+    assert result.error is None
+    assert told == [0, 0, 1, 2, 3], "three shares, and the report"
+    assert len(keys) == 1, "what one has measured counts as another scan's elsewhere"
+    assert result.report.settings["gradients"] == "float32"
 
 
 @pytest.mark.slow

@@ -108,16 +108,20 @@ Workforce = Callable[[deque[Task]], Generator[tuple[Task, Answer]]]
 answer may add tasks before asking for the next."""
 
 
-def do(task: Task, state: Path) -> Answer:
+def do(task: Task, state: Path, *, one_machine: bool = True) -> Answer:
     """Does the task in this process, on one core. That a model cannot be scanned is an answer.
 
     Args:
         task: what is to be done.
         state: a folder for what shares have measured; all tasks of a job are given the same.
+        one_machine: whether all of them run on this one. Where they do not, shares are measured in
+            float32: with gradients in bfloat16, which not every processor has, the block of one
+            would be none of another's.
     """
     started, job = time.monotonic(), task.job
     try:
         from goodnet.pipelines.load import images_for, load
+        from goodnet.pipelines.placing import FULL_PRECISION
         from goodnet.pipelines.scan import measure_share, scan
 
         images = images_for(Path(job.model), Path(job.data), job.architecture, job.size)
@@ -133,6 +137,8 @@ def do(task: Task, state: Path) -> Answer:
         shares = task.shares or -(-classifier.num_classes // LABELS[job.method])
         # A budget is of one clock, and is for a scan that has it to itself.
         split = shares > 1 and job.budget is None
+        # There is a worker for each core, and not a card for each worker.
+        device = f"cpu,{FULL_PRECISION}" if split and not one_machine else "cpu"
         if split and task.shares == 0:
             # Nothing is measured yet: the others would stand idle.
             took = round(time.monotonic() - started, 2)
@@ -140,7 +146,7 @@ def do(task: Task, state: Path) -> Answer:
         if split and task.share < shares:
             share, method, seed = Share(task.share, shares), job.method, job.seed
             done = measure_share(
-                classifier, images, share, state, method=method, seed=seed, workers=1, device="cpu"
+                classifier, images, share, state, method=method, seed=seed, workers=1, device=device
             )
             took = round(time.monotonic() - started, 2)
             return Shared(shares=shares, done=done, seconds=took)
@@ -152,8 +158,7 @@ def do(task: Task, state: Path) -> Answer:
             workers=1,
             budget=job.budget,
             state=state if split else None,
-            # There is a worker for each core, and not a card for each worker.
-            device="cpu",
+            device=device,
         )
         seconds = round(report.seconds + task.spent, 2)
         report = report.model_copy(update={"seconds": seconds})

@@ -146,7 +146,7 @@ def _task(
         before = {name: content for blocks in known for name, content in blocks.items()}
         for name, content in before.items():
             (state / name).write_bytes(content)
-        result = do(replace(task, job=here), state)
+        result = do(replace(task, job=here), state, one_machine=False)
         if isinstance(result, FleetResult):
             return _at_home(result, job).model_dump_json(), {}
         measured = {path.name: path for path in state.glob(f"*{SUFFIX}")}
