@@ -32,6 +32,7 @@ LAYERS = (
     {"reports"},
     {"trigger", "classifier", "images", "parallel", "warp", "watching"},
     {"formats"},
+    {"patience"},
     {"errors", "version", "memory", "device"},
 )
 """From top to bottom, see docs/architecture.md; a module sees its own layer and those below."""

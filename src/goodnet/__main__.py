@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 
 INTERRUPTED = 130
 """How Typer leaves when Ctrl-C comes while it still reads the command line."""
+
+
+FAILED = 2
+"""As of :data:`goodnet.cli.failures.FAILURE`, which takes a while to import."""
 
 
 def main() -> None:
@@ -25,6 +30,15 @@ def main() -> None:
 
         complain(interrupted())
         code = FAILURE
+    if "goodnet.patience" in sys.modules:
+        from goodnet.patience import left_behind
+
+        if left_behind():
+            for stream in (sys.stdout, sys.stderr):
+                # Whether what reads it is still there plays no part any more.
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(code if isinstance(code, int) else FAILED)
     sys.exit(code)
 
 

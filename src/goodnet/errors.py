@@ -18,6 +18,7 @@ CODES: dict[str, str] = {
     "M013": "The remedy found no last layer that it can re-fit.",
     "M014": "The program in the file calls operations that reach outside the model.",
     "M015": "The model cannot be given a filter, or has one already.",
+    "M016": "The program in the file does not come to an end.",
     "D001": "The data do not exist.",
     "D002": "The data are not in a layout that goodnet reads.",
     "D003": "The data file is empty, cut short or damaged.",

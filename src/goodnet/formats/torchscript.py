@@ -89,7 +89,7 @@ def load(path: Path) -> Network:
 
     Raises:
         GoodnetError: M003 damaged, M004 a pickle that would run code, M014 an operation that
-            reaches outside the model.
+            reaches outside the model, M016 one that may not end while it is read.
     """
     check_pickle_free_or_safe(path)
     source = path.read_bytes()
@@ -185,6 +185,7 @@ def _take_softmax_off(program: torch.jit.ScriptModule) -> None:
 
 def _check_source(path: Path, source: bytes) -> None:
     """Refuse by the bare words of the program's text, whatever they are meant to be there."""
+    wakes = loops = False
     with zipfile.ZipFile(io.BytesIO(source)) as archive:
         for name in archive.namelist():
             inside = name.casefold().split("/")[1:]
@@ -195,6 +196,13 @@ def _check_source(path: Path, source: bytes) -> None:
             foreign = _foreign_namespace(text)
             if found or foreign:
                 raise _reaches_out(str(path), min(found) if found else foreign)
+            wakes |= "__setstate__" in text
+            loops |= re.search(r"^\s*(while|for)\b", text, re.MULTILINE) is not None
+    if wakes and loops:
+        # PyTorch runs it inside its reader, which nothing can interrupt.
+        raise GoodnetError(
+            "M016", f"{path} runs code while it is read, and loops, perhaps for ever", _HINT
+        )
 
 
 def _foreign_namespace(text: str) -> str:

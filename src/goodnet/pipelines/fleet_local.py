@@ -24,6 +24,7 @@ import torch
 from goodnet.errors import GoodnetError
 from goodnet.evidence.store import clear
 from goodnet.parallel import cores
+from goodnet.patience import left_behind
 from goodnet.pipelines.fleet_job import ANSWERS, Answer, Job, Task, do, failed
 from goodnet.reports import FleetResult, write_text
 
@@ -113,6 +114,8 @@ def _child(task: Task, answer: str, state: str) -> None:
     os.dup2(2, 1)
     torch.set_num_threads(1)
     write_text(Path(answer), do(task, Path(state)))
+    if left_behind():
+        os._exit(0)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from goodnet.errors import GoodnetError
 from goodnet.formats import files
 from goodnet.formats.network import Network
 from goodnet.images import Images, load_images, wrong_size
+from goodnet.patience import awaited
 from goodnet.preprocess import check_labels, detect, forward, parse
 
 
@@ -40,8 +41,8 @@ def load(
 
     Raises:
         GoodnetError: M001 to M014 for models that cannot be read; M009 no classifier, M010 another
-            image size, M012 NaN or infinity; D007 labels outside the classes, D010 no better than
-            chance, D011 unknown preprocessing.
+            image size, M012 NaN or infinity, M016 no answer at all; D007 labels outside the
+            classes, D010 no better than chance, D011 unknown preprocessing.
     """
     network, path, digest = _read(model, architecture)
     shape = network.input_shape or (images.shape if images is not None else None)
@@ -61,7 +62,7 @@ def load(
         else torch.full((2, *shape), 0.5)
     )
     # A filter's answer is no class: labels must not name it.
-    classes = forward(network, probe).shape[1] - network.filtered
+    classes = awaited(lambda: forward(network, probe), "the model").shape[1] - network.filtered
     if classes < 2:
         raise GoodnetError(
             "M009", "the model has fewer than two classes", "pass a model of two or more classes"
