@@ -11,10 +11,6 @@ INTERRUPTED = 130
 """How Typer leaves when Ctrl-C comes while it still reads the command line."""
 
 
-FAILED = 2
-"""As of :data:`goodnet.cli.failures.FAILURE`, which takes a while to import."""
-
-
 def main() -> None:
     """Runs the command line and ends the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
@@ -31,6 +27,7 @@ def main() -> None:
         complain(interrupted())
         code = FAILURE
     if "goodnet.patience" in sys.modules:
+        from goodnet.cli.failures import FAILURE
         from goodnet.patience import left_behind
 
         if left_behind():
@@ -38,7 +35,7 @@ def main() -> None:
                 # Whether what reads it is still there plays no part any more.
                 with contextlib.suppress(OSError):
                     stream.flush()
-            os._exit(code if isinstance(code, int) else FAILED)
+            os._exit(code if isinstance(code, int) else FAILURE)
     sys.exit(code)
 
 
