@@ -71,17 +71,22 @@ def test_the_attack_works_before(patients, badnet, kind):
     assert accuracy(patients[kind].classifier, badnet.test) > 0.9
 
 
-@pytest.mark.parametrize(
-    ("remedy", "kind", "success"),
-    [
-        ("pruning", "plain", 0.7),
-        ("pruning", "norm", 0.7),
-        ("adversarial", "plain", 0.5),
-        ("adversarial", "norm", 0.6),
-    ],
-)
-def test_the_attack_is_clearly_weaker(cures, badnet, remedy, kind, success):
-    assert accuracy(cures(remedy, kind), badnet.poisoned) < success
+@pytest.mark.parametrize("kind", ["plain", "norm"])
+def test_pruning_makes_the_attack_clearly_weaker(cures, badnet, kind):
+    assert accuracy(cures("pruning", kind), badnet.poisoned) < 0.7
+
+
+@pytest.mark.parametrize(("kind", "success"), [("plain", 0.5), ("norm", 0.6)])
+def test_adversarial_unlearning_makes_the_attack_clearly_weaker(patients, badnet, kind, success):
+    """In the mean of three seeds, at the full rate: whether it is lowered hangs on one image of 72
+    here, which another kind of processor answers otherwise.
+    """
+    full = AdversarialSettings(most_changed=1.0)
+    left = [
+        accuracy(adversarial(replace(patients[kind], seed=seed), full), badnet.poisoned)
+        for seed in range(3)
+    ]
+    assert sum(left) / len(left) < success
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,8 @@ out: it needs second derivatives, which not all operations of a foreign network 
 small where the ascent has come to its end.
 
 It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs five
-points of accuracy on small networks; where triggers are known, other remedies do better.
+points of accuracy on small networks; where triggers are known, other remedies do better. With few
+images it may do next to nothing: where one answer more changes, the rate is lowered.
 """
 
 from __future__ import annotations
