@@ -92,11 +92,14 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """What the processor calls itself."""
+    """What the processor calls itself, and its widest instructions, on which weights hang, too."""
+    import torch
+
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text("utf-8").splitlines() if listing.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:

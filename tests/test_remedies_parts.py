@@ -19,6 +19,7 @@ from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.fine_pruning import FinePruningSettings, fine_pruning
 from goodnet.remedies.fine_tuning import FineTuningSettings, blank, fine_tuning
 from goodnet.remedies.pruning import PruningSettings, pruning
+from goodnet.remedies.rates import by_chance
 from goodnet.trigger import Trigger
 
 SHAPE = (3, 8, 8)
@@ -115,6 +116,16 @@ def test_a_rate_that_a_network_cannot_bear_is_not_kept():
     assert torch.equal(fine_tuning(case, wild).logits(case.images), found.logits(case.images))
     tamed = FineTuningSettings(steps=4, learning_rate=1e4, tries=8)
     assert not torch.equal(fine_tuning(case, tamed).logits(case.images), found.logits(case.images))
+
+
+@pytest.mark.parametrize(("share", "images"), [(0.05, 72), (0.05, 20), (0.02, 500), (0.05, 1)])
+def test_as_many_changes_are_let_pass_as_chance_makes_of_a_bearable_share(share, images):
+    """Counted in sets of images that are drawn, not by the formula again."""
+    drawn = torch.rand(20_000, images, generator=torch.Generator().manual_seed(0)) < share
+    changes = drawn.sum(1)
+    most = by_chance(share, images)
+    assert (changes > most).float().mean() <= 0.055
+    assert most == 0 or (changes > most - 1).float().mean() > 0.045
 
 
 @pytest.mark.parametrize("transposed", [False, True])

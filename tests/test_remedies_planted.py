@@ -78,12 +78,9 @@ def test_pruning_makes_the_attack_clearly_weaker(cures, badnet, kind):
 
 @pytest.mark.parametrize(("kind", "success"), [("plain", 0.5), ("norm", 0.6)])
 def test_adversarial_unlearning_makes_the_attack_clearly_weaker(patients, badnet, kind, success):
-    """In the mean of three seeds, at the full rate: whether it is lowered hangs on one image of 72
-    here, which another kind of processor answers otherwise.
-    """
-    full = AdversarialSettings(most_changed=1.0)
+    """In the mean of three seeds: with one, the answer hangs on the kind of processor."""
     left = [
-        accuracy(adversarial(replace(patients[kind], seed=seed), full), badnet.poisoned)
+        accuracy(adversarial(replace(patients[kind], seed=seed)), badnet.poisoned)
         for seed in range(3)
     ]
     assert sum(left) / len(left) < success

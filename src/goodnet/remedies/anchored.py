@@ -111,7 +111,7 @@ def _learn(
         answers,
         rate=settings.learning_rate,
         tries=settings.tries,
-        most_changed=settings.most_changed,
+        most_changed=settings.most_changed * len(patient.images),
     )
 
 
