@@ -20,9 +20,9 @@ The implicit hypergradient of the paper, which adds how d would answer a change 
 out: it needs second derivatives, which not all operations of a foreign network have, and which are
 small where the ascent has come to its end.
 
-It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs small
-networks that have 72 images to learn from three to twelve points of accuracy; where triggers are
-known, other remedies do better.
+It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs a
+small network that has 72 images to learn from three to twelve points of accuracy; where triggers
+are known, other remedies do better.
 """
 
 from __future__ import annotations
