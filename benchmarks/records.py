@@ -13,6 +13,9 @@ import zoo
 from goodnet.statistics import proportion
 
 RESULTS = zoo.HERE / "results"
+ELSEWHERE = zoo.HERE / "elsewhere"
+"""Records of networks of the same recipes whose weights are others: without AVX-512 no checksum is
+that of the networks in ``results``."""
 METHODS = {
     "default": "goodnet",
     "second-run": "goodnet, second run, before patches",

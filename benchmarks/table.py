@@ -12,6 +12,7 @@ from pathlib import Path
 
 import zoo
 from records import (
+    ELSEWHERE,
     METHODS,
     RESULTS,
     Record,
@@ -258,6 +259,16 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     return ["## Earlier runs, on models that are retired\n", overall(found, expected)] * bool(found)
 
 
+def elsewhere(folder: Path, split: str) -> list[str]:
+    """What was measured on the same recipes, trained to other weights by another processor."""
+    known = truths(folder)
+    found = records(folder, known, split)
+    expected = sum(t["split"] == split and t["passes"] for t in known.values())
+    told = [overall(found, expected), same_models(found)]
+    told += [failures(found)] * any("error" in row for rows in found.values() for row in rows)
+    return ["## The same recipes, trained on another processor\n", *told] if found else []
+
+
 def main() -> None:
     """Writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -282,6 +293,7 @@ def main() -> None:
         overall(found, expected),
         "## Side by side, on the same models\n",
         same_models(found),
+        *(elsewhere(ELSEWHERE, given.split) if published else []),
         *earlier(given.results, known, given.split),
         *([closing.read_text("utf-8")] if published else []),
         "## By attack, network and data\n",

@@ -72,10 +72,11 @@ def test_auroc_counts_pairs_and_halves_ties():
     assert records.auroc([], [1.0]) is None
 
 
-def test_every_record_is_of_a_model_that_took_its_attack_with_these_weights():
-    known = records.truths(records.RESULTS)
-    paths = [p for p in records.RESULTS.glob("*/*.json") if p.parent.name != "speed"]
-    assert len(paths) >= 50
+@pytest.mark.parametrize(("folder", "least"), [(records.RESULTS, 50), (records.ELSEWHERE, 10)])
+def test_every_record_is_of_a_model_that_took_its_attack_with_these_weights(folder, least):
+    known = records.truths(folder)
+    paths = [p for p in folder.glob("*/*.json") if p.parent.name != "speed"]
+    assert len(paths) >= least
     for path in paths:
         record = json.loads(path.read_text("utf-8"))
         truth = known[record["model"]]
@@ -96,6 +97,17 @@ def test_the_published_tables_are_made_from_the_records(tmp_path):
     assert table.overall(found, expected) in text
     assert table.each_method(found) in text
     assert (HERE / "closing.md").read_text("utf-8") in text
+
+
+def test_networks_of_other_weights_stand_in_tables_of_their_own():
+    """The same names with other weights: nothing of one may be held against the other."""
+    here, there = records.truths(records.RESULTS), records.truths(records.ELSEWHERE)
+    assert all(there[m]["weights_sha256"] != here[m]["weights_sha256"] for m in there)
+    told = table.elsewhere(records.ELSEWHERE, "test")
+    text = (HERE / "RESULTS.md").read_text("utf-8")
+    assert "BackdoorMBTI" in told[1]
+    assert all(part in text for part in told)
+    assert table.elsewhere(records.RESULTS / "none", "test") == []
 
 
 def test_known_results_are_published_as_those_of_retired_models():
