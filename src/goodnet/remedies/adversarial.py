@@ -21,8 +21,8 @@ out: it needs second derivatives, which not all operations of a foreign network 
 small where the ascent has come to its end.
 
 It weakens a backdoor rather than removing it, as an opaque patch is no small change, and costs a
-small network that has 72 images to learn from three to twelve points of accuracy; where triggers
-are known, other remedies do better.
+small network that has few images to learn from several points of accuracy; where triggers are
+known, other remedies do better.
 """
 
 from __future__ import annotations
