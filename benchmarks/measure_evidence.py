@@ -32,6 +32,8 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
         "images": len(defender),
         "settings": report.settings,
         "preferred": max(row.preferred for row in report.labels if row.preferred is not None),
+        "tinted": {r.label: round(r.tinted, 5) for r in report.labels if r.tinted is not None},
+        "leaning": {r.label: round(r.leaning, 5) for r in report.labels if r.leaning is not None},
         "labels": [
             {
                 "label": row.label,

@@ -1,6 +1,6 @@
 """Trains the zoo: one directory a model, restartable, one process a core.
 
-    .venv/bin/python benchmarks/train.py [--split test] [--small] [--only TEXT]
+    .venv/bin/python benchmarks/train.py [--split test] [--small] [--clean] [--only TEXT]
 
 A directory holds the model, its weights (``weights.safetensors``) and, written last,
 ``truth.json``; one that has its ``truth.json`` is not trained again.
@@ -17,6 +17,10 @@ import traceback
 import zlib
 from pathlib import Path
 
+from same_weights import AVX2
+
+# Before PyTorch and NumPy, which read them once.
+os.environ.update(AVX2)
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -30,11 +34,11 @@ from goodnet.formats.files import atomic
 from goodnet.pipelines.attack import badnet, ground_truth, measure, teach, write_model
 
 
-def train_setup(setup: zoo.Setup, folder: Path) -> list[str]:
-    """Trains what is missing of one setup; one line for each model."""
+def train_setup(setup: zoo.Setup, folder: Path, clean: bool = False) -> list[str]:
+    """Trains what is missing of one setup, or of its clean model; one line for each model."""
     torch.set_num_threads(1)
     lines = []
-    for model in setup.models():
+    for model in setup.models()[: 1 if clean else None]:
         place = folder / model
         if (place / "truth.json").exists():
             continue
@@ -128,6 +132,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=zoo.ZOO)
     parser.add_argument("--split", choices=list(zoo.SPLITS))
     parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
+    parser.add_argument("--clean", action="store_true", help="only the clean models")
     parser.add_argument("--only", default="", help="setups whose name contains this")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
@@ -142,7 +147,9 @@ def main() -> None:
     for setup in chosen:
         refuse_changed(setup, given.output)
     with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=1) as pool:
-        waiting = [pool.apply_async(train_setup, (setup, given.output)) for setup in chosen]
+        waiting = [
+            pool.apply_async(train_setup, (setup, given.output, given.clean)) for setup in chosen
+        ]
         for result in waiting:
             result.get()
 

@@ -1,6 +1,8 @@
 """The benchmark's own rules: a fixed split, every attack on both sides, honest figures."""
 
 import json
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -195,6 +197,19 @@ def test_a_record_of_other_weights_is_refused(tmp_path):
     known = {"m": {"split": "test", "passes": True, "weights_sha256": "new"}}
     with pytest.raises(ValueError, match="other weights"):
         records.records(tmp_path, known, "test")
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sums of its own")
+def test_another_kind_of_processor_trains_the_same_weights(tmp_path, shared):
+    """These were trained on one without AVX-512; records can be added to wherever one is."""
+    command = [sys.executable, str(HERE / "train.py"), "--split", "test", "--clean"]
+    command += ["--only", "mnist-cnn-211", "-o", str(tmp_path), "--workers", "1"]
+    subprocess.run(command, check=True)
+    weights = tmp_path / "mnist-cnn-211.clean" / "weights.safetensors"
+    known = records.truths(records.ELSEWHERE)["mnist-cnn-211.clean"]
+    assert records.checksum(weights) == known["weights_sha256"]
 
 
 @pytest.mark.real

@@ -206,5 +206,5 @@ def test_few_images_are_never_called_clean():
     assert verdict.doubts(images=15, measured=10, wanted=10, compared=10)
     assert verdict.doubts(images=200, measured=2, wanted=10, compared=10)
     assert verdict.doubts(images=200, measured=2, wanted=2, compared=2)
-    assert verdict.doubts(images=200, measured=10, wanted=10, compared=10, cut_off=True)
+    assert verdict.doubts(images=200, measured=10, wanted=10, compared=10, cut_off=["tints"])
     assert not verdict.doubts(images=200, measured=10, wanted=10, compared=10)

@@ -10,7 +10,7 @@ its place, with a higher bar and no p-value.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -200,7 +200,7 @@ def doubts(
     wanted: int,
     compared: int,
     skipped: int = 0,
-    cut_off: bool = False,
+    cut_off: Sequence[str] = (),
 ) -> list[str]:
     """Why "no evidence" would not be an honest answer; empty if it would.
 
@@ -210,7 +210,7 @@ def doubts(
         wanted: labels that should have one.
         compared: labels that were measured; with 2 there is nothing to be an outlier of.
         skipped: labels that there was no time for.
-        cut_off: whether there was no time for all of the search for permuted classes.
+        cut_off: the searches of the whole model that there was no time for, in words.
     """
     found = []
     if images < FEW_IMAGES:
@@ -219,8 +219,8 @@ def doubts(
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
     if skipped:
         found.append(skipped_words(skipped))
-    if cut_off:
-        found.append("the search for permuted classes was cut short: the budget of time was spent")
+    for search in cut_off:
+        found.append(f"the search for {search} was cut short: the budget of time was spent")
     if compared < FEW_CLASSES:
         found.append(f"with {compared} labels none can be an outlier among the others")
     return found

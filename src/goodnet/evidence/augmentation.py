@@ -60,14 +60,14 @@ def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float
         for done, (_, change) in enumerate(every):
             case.progress("changing images a little", done, len(every))
             logits = case.classifier.logits(change(images).clamp(0.0, 1.0))
-            margins = _margins(logits) * others
+            margins = all_margins(logits) * others
             best = torch.maximum(best, margins.sum(0) / counts)
         case.progress("changing images a little", len(every), len(every))
     values = (best / max(clean_margin, 1e-6)).tolist()
     return Evidence({n: (value,) for n, value in enumerate(values) if math.isfinite(value)})
 
 
-def _margins(logits: Tensor) -> Tensor:
+def all_margins(logits: Tensor) -> Tensor:
     """Of every label, ``f_t - max_{j != t} f_j``; ``(n, K)``."""
     top = logits.topk(2)
     rival = top.values[:, :1].expand_as(logits).clone()

@@ -13,6 +13,7 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Case
+from goodnet.evidence.lean import lean
 from goodnet.evidence.store import open_store
 from goodnet.images import Images
 from goodnet.parallel import Progress
@@ -39,6 +40,7 @@ class Begun:
         case: what the channels are given.
         split: the images in two.
         right: bool ``(N,)``, whether the model classifies an image correctly.
+        leaning: label -> how far clean images lean to it (:mod:`goodnet.evidence.lean`).
         wanted: the labels to look at.
         clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
         images: how many there are.
@@ -47,6 +49,7 @@ class Begun:
     case: Case
     split: Split
     right: Tensor
+    leaning: dict[int, float]
     wanted: list[int]
     clean_margin: float
     images: int
@@ -95,7 +98,9 @@ def begin(
     )
     top = answers.topk(2).values
     clean_margin = float((top[:, 0] - top[:, 1]).median())
-    return Begun(case, split, right, wanted, clean_margin, len(images))
+    leaning = lean(answers[right], images.labels[right]).values
+    leaning_to = {label: row[0] for label, row in leaning.items()}
+    return Begun(case, split, right, leaning_to, wanted, clean_margin, len(images))
 
 
 def _check_gradients(classifier: Classifier, images: Images) -> None:

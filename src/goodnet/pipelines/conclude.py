@@ -37,6 +37,10 @@ class Split:
     held: Tensor
     held_labels: Tensor
 
+    def together(self) -> tuple[Tensor, Tensor]:
+        """All of them with their labels, those that triggers are fitted to first."""
+        return torch.cat([self.fit, self.held]), torch.cat([self.fit_labels, self.held_labels])
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -52,8 +56,11 @@ class Measured:
         warps: of ``labels``, the margin under a warp.
         patches: of ``labels``, what the best patch does.
         skipped: labels that the budget left no time for, in the ranking or in full.
+        cut_off: the searches of the whole model that it left no time for, in words.
         permutation: of the whole model.
         preferred: label -> its margin under the change that favours it most; of all labels.
+        tinted: label -> how far a colour filter leads to it; of all labels with images.
+        leaning: label -> how far clean images lean to it; of all labels.
         clean_margin: the median difference between the two largest logits of a clean image.
     """
 
@@ -66,8 +73,11 @@ class Measured:
     warps: Evidence = field(default_factory=Evidence)
     patches: Evidence = field(default_factory=Evidence)
     skipped: list[int] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
     permutation: Permutation = NOT_MEASURED
     preferred: dict[int, float] = field(default_factory=dict)
+    tinted: dict[int, float] = field(default_factory=dict)
+    leaning: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
     def scores(self) -> Scores:
@@ -132,7 +142,7 @@ def conclude(
         wanted=len(measured.labels),
         compared=len(measured.labels),
         skipped=len(measured.skipped),
-        cut_off=measured.permutation.cut_off,
+        cut_off=measured.cut_off,
     )
     answer, reasons = _answer(decision, doubts, few=len(measured.labels) < FEW_CLASSES)
     if measured.skipped and answer in ("backdoored", "suspicious"):
@@ -203,6 +213,8 @@ def _rows(
                     rank=rank,
                     margin=measured.ranking[label],
                     preferred=measured.preferred.get(label),
+                    tinted=measured.tinted.get(label),
+                    leaning=measured.leaning.get(label),
                     flagged=label in targets,
                 )
             )
@@ -231,6 +243,8 @@ def _rows(
                 patch_contrast=patch[2] if patch else None,
                 patch_index=_finite(scores.patch_index[index]),
                 preferred=measured.preferred.get(label),
+                tinted=measured.tinted.get(label),
+                leaning=measured.leaning.get(label),
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)

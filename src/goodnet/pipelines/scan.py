@@ -18,12 +18,13 @@ from goodnet.device import repeatable
 from goodnet.errors import GoodnetError
 from goodnet.evidence import CHANNELS, Case, Effort, Evidence, Share, Unfinished
 from goodnet.evidence.augmentation import augmentation
+from goodnet.evidence.colour_filter import colour_filters
 from goodnet.evidence.permutation import permutation
 from goodnet.images import Images, check_images
 from goodnet.inversion import PAPER, QUICK
 from goodnet.parallel import Leading, Progress, nobody, silent
 from goodnet.pipelines.begin import FIT_IMAGES, Begun, begin
-from goodnet.pipelines.conclude import Measured, Split, conclude
+from goodnet.pipelines.conclude import Measured, conclude
 from goodnet.pipelines.placing import AUTO, placed, probes
 from goodnet.pipelines.ranking import rank
 from goodnet.reports import ScanReport
@@ -40,6 +41,9 @@ PATCHES = replace(FULL, images=16, steps=10, purpose="trying small patches every
 OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.purpose)
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
+
+PERMUTED, TINTS = "permuted classes", "colour filters"
+"""Searches of the whole model, as a report calls them."""
 
 RANKED_BY, MARGINS_BY, MASKS_BY = 0.5, 0.7, 0.95
 """When each stage has to be done, as shares of the budget: what has not been measured by then is
@@ -113,7 +117,7 @@ def scan(
     report.settings.update(_means(begun.case.classifier))
     report = report.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
     store = begun.case.store
-    if store is not None and not measured.skipped and not measured.permutation.cut_off:
+    if store is not None and not measured.skipped and not measured.cut_off:
         report._forget = store.remove
     return report
 
@@ -169,15 +173,7 @@ def measure_share(
 def _measure(begun: Begun, method: str, exhaustive: bool, clock: _Clock) -> Measured:
     if method == "neural-cleanse":
         return _neural_cleanse(begun.case, begun.wanted)
-    return _default(
-        begun.case,
-        begun.split,
-        begun.wanted,
-        exhaustive,
-        clock,
-        begun.clean_margin,
-        begun.images,
-    )
+    return _default(begun, exhaustive, clock)
 
 
 def _means(classifier: Classifier) -> dict[str, str]:
@@ -210,15 +206,9 @@ def _neural_cleanse(case: Case, wanted: list[int]) -> Measured:
     return Measured(done, done, {}, Evidence(), masks, skipped=sorted(masks.skipped))
 
 
-def _default(
-    case: Case,
-    split: Split,
-    wanted: list[int],
-    exhaustive: bool,
-    clock: _Clock,
-    clean_margin: float,
-    images: int,
-) -> Measured:
+def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
+    case, split, wanted = begun.case, begun.split, begun.wanted
+    clean_margin, images = begun.clean_margin, begun.images
     chosen, reference = wanted, wanted
     ranking: dict[int, float] = {}
     skipped: set[int] = set()
@@ -243,6 +233,9 @@ def _default(
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
+    usable, classes = split.together()
+    tinted = colour_filters(early, usable, classes, clean_margin)
+    cut_off = [name for name, cut in ((PERMUTED, permuted.cut_off), (TINTS, tinted.skipped)) if cut]
     masks = CHANNELS["mask_l1"](case, chosen, OF_LEADERS if leaders_only else MASKS)
     if not ranking:
         middle = len(FULL.budgets) // 2
@@ -260,7 +253,10 @@ def _default(
         warps,
         patches,
         sorted(skipped),
+        cut_off,
         permuted,
         {label: row[0] for label, row in preferred.values.items()},
+        {label: row[0] for label, row in tinted.values.items()},
+        begun.leaning,
         clean_margin,
     )

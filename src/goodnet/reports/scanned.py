@@ -38,6 +38,10 @@ class LabelEvidence(Data):
         anomaly_index: MAD index of ``mask_l1`` (Neural Cleanse; > 2 is its rule).
         preferred: mean margin of the label under the small change of the images that favours it
             most, in units of the margin that clean images have; mostly negative.
+        tinted: mean margin of the label under the colour filter that leads to it best, in the same
+            unit, times how unlike the label's own images the filtered ones are in colour (0 to 1).
+        leaning: how high the label stands in the answers to clean images of the other classes, in
+            standard deviations of an image's logits.
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
@@ -64,6 +68,8 @@ class LabelEvidence(Data):
     patch_contrast: float | None = None
     patch_index: float | None = None
     preferred: float | None = None
+    tinted: float | None = None
+    leaning: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None
     control: bool = False
