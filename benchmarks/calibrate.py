@@ -19,7 +19,7 @@ import zoo
 from records import RESULTS, truths
 
 import goodnet
-from goodnet.scores import Floats, Raw, Scores, combine, is_handful
+from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
 from goodnet.tables import FILE, ReferenceModel, Tables
 
 SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
@@ -35,6 +35,7 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
         warps={r["label"]: list(r["warps"].values()) for r in rows if r["warps"]},
         noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
         patches={r["label"]: r["patch_margin"] for r in rows if r.get("patch_margin") is not None},
+        leaning={int(label): value for label, value in record.get("leaning", {}).items()},
         clean_margin=record["settings"]["clean_margin"],
     )
     controls = [row["label"] for row in rows if row["control"]] or labels
@@ -61,6 +62,12 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
         permutation=_rounded(record["settings"].get("permutation")) if complete else None,
         preferred=round(record["preferred"], 4),
         warped=_rounded(_largest(rated.warp_index)),
+        tinted=_rounded(
+            max(
+                corroborated(record.get("tinted", {}), record.get("leaning", {})).values(),
+                default=None,
+            )
+        ),
     )
 
 

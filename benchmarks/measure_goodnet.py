@@ -97,6 +97,7 @@ def _leader(entry: Any) -> dict[str, Any]:
     indexes = ("mask", "margin", "patch", "noise", "warp")
     told = {"label": entry.label, "score": entry.score, "p_value": entry.p_value}
     told |= {name: getattr(entry, f"{name}_index") for name in indexes}
+    told |= {"tinted": entry.tinted, "leaning": entry.leaning}
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in told.items()}
 
 

@@ -215,3 +215,22 @@ def test_more_classes_do_not_make_more_alarms():
         values = np.array(found)
         assert (values <= 0.01).mean() <= 0.025, labels
         assert 0.05 <= (values <= 0.1).mean() <= 0.17, labels
+
+
+@pytest.mark.parametrize("scale", [0.15, 1.0])
+def test_a_number_that_is_nought_of_most_clean_models_accuses_as_rarely_as_stated(scale):
+    rng = np.random.default_rng(5)
+
+    def clean(count):
+        return np.where(rng.random(count) < 0.4, rng.exponential(scale, count), 0.0)
+
+    called = []
+    for _ in range(300):
+        known = reference(list(clean(69)), 0.4)
+        called += [known.survival(value) for value in clean(100)]
+    shares = {level: float(np.mean(np.array(called) <= level)) for level in (0.1, 0.01, 0.001)}
+    assert 0.05 <= shares[0.1] <= 0.12
+    assert 0.004 <= shares[0.01] <= 0.0125
+    assert shares[0.001] <= 0.0015
+    # And one that the attack drives far beyond them is found.
+    assert known.survival(8.0 * scale) < 0.001

@@ -30,7 +30,7 @@ LAYERS = (
     {"inversion", "perturbation", "patches", "head", "attacks"},
     {"preprocess"},
     {"reports"},
-    {"trigger", "classifier", "images", "parallel", "warp", "watching"},
+    {"trigger", "classifier", "images", "parallel", "warp", "colours", "watching"},
     {"formats"},
     {"patience"},
     {"errors", "version", "memory", "device"},

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from goodnet.scores import Raw, combine, robust_index
+from goodnet.scores import LEAN_MOST, Raw, combine, corroborated, lean_index, robust_index
 from goodnet.uncalibrated import neural_cleanse
 
 
@@ -97,3 +97,39 @@ def test_no_label_at_all_is_no_score():
     scores = combine([], Raw(margins, clean_margin=5.0), [])
     assert scores.labels == []
     assert scores.score.shape == scores.margin_index.shape == (0,)
+
+
+def test_the_label_that_clean_images_lean_to_leads_only_with_other_evidence():
+    numbers = raw(np.random.default_rng(3), 10)
+    labels = list(range(10))
+    plain = combine(labels, numbers, labels).score
+    best, worst = int(plain.argmax()), int(plain.argmin())
+    assert plain[worst] == 0.0
+    leaning = {n: -0.3 + 0.02 * n for n in labels}
+    for label, expected in ((best, plain[best] * np.sqrt(1 + 2.0)), (worst, 0.0)):
+        # Two units before the next one.
+        heights = leaning | {label: max(v for n, v in leaning.items() if n != label) + 0.3}
+        scores = combine(labels, replace(numbers, leaning=heights), labels)
+        assert scores.score[label] == pytest.approx(expected)
+        others = [n for n in labels if n != label]
+        assert scores.score[others].tolist() == plain[others].tolist()
+
+
+def test_a_lead_is_before_all_labels_and_counts_for_so_much_only():
+    assert lean_index({0: 0.1, 1: 0.4, 2: 0.4}) == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert lean_index({0: 0.1, 1: 9.0, 2: 0.4}) == {0: 0.0, 1: LEAN_MOST, 2: 0.0}
+    assert lean_index({}) == {}
+    assert lean_index({3: 1.0}) == {3: 0.0}
+    # Of labels of which some were not measured, too.
+    assert corroborated({0: 2.0, 1: 2.0}, {0: 0.1, 1: 0.4, 2: 0.1}) == {
+        0: 2.0,
+        1: pytest.approx(2.0 * np.sqrt(3.0)),
+    }
+    # A ranking's or many labels' score is as it was: their reference models do not know it.
+    for classes in (43, 100):
+        numbers = raw(np.random.default_rng(4), classes)
+        labels = list(range(classes))
+        heights = replace(numbers, leaning=dict.fromkeys(labels, 0.0) | {5: 3.0})
+        assert np.array_equal(
+            combine(labels, heights, labels).score, combine(labels, numbers, labels).score
+        )

@@ -17,7 +17,8 @@ from goodnet.verdict import decide
 def scores(values: list[float] | np.ndarray) -> Scores:
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
-    rows = [values, nothing, values, values, nothing, nothing, nothing, values]
+    nought = np.zeros(len(values))
+    rows = [values, nothing, values, values, nothing, nothing, nothing, nought, values]
     return Scores(list(range(len(values))), *(row.copy() for row in rows))
 
 
@@ -59,6 +60,7 @@ def test_the_reference_models_themselves_are_let_be():
             np.nan if model.permutation is None else model.permutation,
             {},
             {0: model.preferred},
+            tinted={} if model.tinted is None else {0: model.tinted},
             accuracy=model.accuracy,
         )
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
@@ -102,7 +104,7 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
 
 
 def test_a_label_stands_out_further_in_an_unsure_model():
-    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 4.0])
+    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 3.9])
     sure = decide(findings(values))
     unsure = decide(replace(findings(values), accuracy=0.6))
     assert sure.p_value < unsure.p_value
@@ -130,6 +132,16 @@ def test_a_label_that_one_warp_leads_to_is_named():
     decision = decide(found)
     assert (decision.verdict, decision.targets) == ("backdoored", [4])
     assert "warp" in decision.reasons[0]
+
+
+def test_a_label_that_a_colour_filter_leads_to_is_named():
+    found = findings(ordinary(10))
+    known = [m.tinted for m in tables.shipped().models if m.tinted is not None]
+    usual = replace(found, tinted=dict.fromkeys(range(10), float(np.median(known))))
+    assert decide(usual).verdict == "clean"
+    decision = decide(replace(found, tinted={**usual.tinted, 6: 3.0 * max(known)}))
+    assert (decision.verdict, decision.targets) == ("backdoored", [6])
+    assert "colour" in decision.reasons[0]
 
 
 def test_what_else_leads_a_backdoored_network_is_no_further_target():

@@ -2,8 +2,9 @@
 
 Numbers in, numbers out. What a rank among M reference models says ends at 1 / (M + 1); a smaller
 p-value takes a law. A model's statistic is a maximum, of its labels or of several tries, and the
-law of maxima is Gumbel's (Fisher and Tippett 1928): :class:`Maxima`. For single labels the tail of
-all reference labels is taken to be exponential (Pickands 1975, with shape 0): :class:`Reference`.
+law of maxima is Gumbel's (Fisher and Tippett 1928): :class:`Maxima`. For single labels, and for a
+statistic that is nought of most clean models, the tail of all reference numbers is taken to be
+exponential (Pickands 1975, with shape 0): :class:`Reference`.
 Both p-values are those of the *predictive* law: what the parameters are is known only as well as so
 many reference models can tell.
 """
@@ -50,8 +51,10 @@ class Reference:
     models: int
     total: int
 
-    def survival(self, score: float) -> float:
+    def survival(self, score: float, labels: int = 1) -> float:
         """The chance that a label of a clean model has at least this score; of NaN it is 1.
+
+        ``labels`` is for :meth:`Maxima.survival` and plays no part here.
 
         Below the start of the tail it is the share of the reference labels, with one more label on
         both sides (which keeps a rank honest); beyond it, with n models behind the scale b,
@@ -149,7 +152,7 @@ def _one_more(above: float, weights: Floats) -> float:
     return (above + each) / (float(weights.sum()) + each)
 
 
-def reference(models: Sequence[ArrayLike]) -> Reference | None:
+def reference(models: Sequence[ArrayLike], tail: float = TAIL) -> Reference | None:
     """What the scores of clean models' labels say of further ones.
 
     The law of a score may depend on the number of classes: give models like those to be judged.
@@ -157,6 +160,7 @@ def reference(models: Sequence[ArrayLike]) -> Reference | None:
     Args:
         models: the labels' scores of each reference model; a statistic of the whole model is one
             number. NaN is left out.
+        tail: the share of the labels that the tail is fitted to.
 
     Returns:
         None where there are fewer than :data:`FEWEST_MODELS` models, or no spread.
@@ -170,20 +174,20 @@ def reference(models: Sequence[ArrayLike]) -> Reference | None:
     weights = np.concatenate([np.full(len(row), 1.0 / len(row)) for row in rows])
     order = np.argsort(scores, kind="stable")
     scores, weights = scores[order], weights[order]
-    # The tail holds a tenth of the weight, and never less than a handful of labels.
+    # Never less than a handful of labels.
     above = np.cumsum(weights[::-1])[::-1]
-    wanted = max(int((above <= TAIL * len(rows)).sum()), FEWEST_MODELS)
+    wanted = max(int((above <= tail * len(rows)).sum()), FEWEST_MODELS)
     start = float(scores[-min(wanted, len(scores) - 1) - 1])
-    tail = scores > start
-    if not tail.any():
+    beyond = scores > start
+    if not beyond.any():
         return None
     behind = sum(bool((row > start).any()) for row in rows)
     return Reference(
         scores=scores,
         weights=weights,
         start=start,
-        share=_one_more(float(weights[tail].sum()), weights),
-        scale=float(np.average(scores[tail] - start, weights=weights[tail])),
+        share=_one_more(float(weights[beyond].sum()), weights),
+        scale=float(np.average(scores[beyond] - start, weights=weights[beyond])),
         models=behind,
         total=len(rows),
     )

@@ -23,6 +23,8 @@ class Findings:
         mapping: class -> label of that permutation.
         ranked: whether the labels are leaders of a ranking, with controls.
         preferred: label -> margin under the change that favours it most; empty if not measured.
+        tinted: label -> how far a colour filter leads to it, corroborated by what clean images lean
+            to (:func:`goodnet.scores.corroborated`); empty if not measured.
         accuracy: share of the clean images that the model gets right.
     """
 
@@ -32,6 +34,7 @@ class Findings:
     permutation: float = math.nan
     mapping: Mapping[int, int] = field(default_factory=dict)
     preferred: Mapping[int, float] = field(default_factory=dict)
+    tinted: Mapping[int, float] = field(default_factory=dict)
     ranked: bool = False
     accuracy: float = 1.0
 

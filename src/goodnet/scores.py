@@ -33,6 +33,14 @@ they happen to lie close together, an ordinary label would look like an outlier.
 warps, too) in units of the network's own clean margin; of mask and noise margin in logarithms."""
 
 
+AGREEMENT = 1.5
+"""A mask's index counts up to so many times the larger one of margin and patch."""
+
+LEAN_UNIT, LEAN_MOST = 0.15, 4.0
+"""What a label's lead in the answers to clean images counts in, in deviations of an image's logits,
+and the most that it counts for."""
+
+
 @dataclass(frozen=True)
 class Raw:
     """What the channels measured, label -> number; a label that failed is absent.
@@ -43,6 +51,8 @@ class Raw:
         noise: margin from noise, in logits.
         warps: margin under a warp of each reach, in logits.
         patches: margin under the best patch, in logits.
+        leaning: how far clean images lean to each label of the model, measured or not, in
+            deviations of an image's logits (:mod:`goodnet.evidence.lean`).
         clean_margin: the median difference between the two largest logits of a clean image, in
             logits: what a margin is worth in this network.
     """
@@ -52,6 +62,7 @@ class Raw:
     noise: Mapping[int, float] = field(default_factory=dict)
     warps: Mapping[int, Sequence[float]] = field(default_factory=dict)
     patches: Mapping[int, float] = field(default_factory=dict)
+    leaning: Mapping[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
 
@@ -69,6 +80,7 @@ class Scores:
         warp_index: robust z of the margin under a warp, mean over the reaches; not in the score.
         patch: margin under the best patch, in units of a clean image's; not in the score.
         patch_index: robust z of it.
+        lean_index: how far clean images lean to it before all others, see :func:`lean_index`.
         score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
 
@@ -80,6 +92,7 @@ class Scores:
     warp_index: Floats
     patch: Floats
     patch_index: Floats
+    lean_index: Floats
     score: Floats
 
 
@@ -103,14 +116,16 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     patch_index = robust_index(patch, usual, MARGIN_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
+    leading = lean_index(raw.leaning)
+    lean = np.array([leading.get(label, 0.0) for label in labels], dtype=np.float64)
     if is_ranked(labels, reference):
         score = total(margin, mask, noise)
     elif is_handful(labels):
-        score = handful(margin, mask, patch_index)
+        score = handful(margin, mask, patch_index) * corroboration(lean)
     else:
         score = agreement(margin, mask, noise)
     anomaly = _anomaly(sizes, usual)
-    return Scores(list(labels), margin, anomaly, mask, noise, warp, patch, patch_index, score)
+    return Scores(list(labels), margin, anomaly, mask, noise, warp, patch, patch_index, lean, score)
 
 
 def _mean_index(
@@ -172,17 +187,53 @@ def agreement(margin: Floats, mask: Floats, noise: Floats) -> Floats:
 
 
 def handful(margin: Floats, mask: Floats, patch: Floats) -> Floats:
-    """One number for three indices, of up to :data:`HANDFUL` labels: ``sqrt(k max(m, p))``.
+    """One number for three indices, of up to :data:`HANDFUL` labels: ``sqrt(min(k, 1.5 a) a)``,
+    where a is ``max(m, p)``.
 
     k, m and p are the indices of mask, margin and patch, between 0 and :data:`CEILING`. With ten
     labels the mask's index stays low however small a mask is: its spread is itself chance, and
     large where several labels are attacked. What is planted obeys a faint change (a blend, stripes)
     or a patch in one place (a sticker, a Trojan) beyond that; what is easy by nature has an
-    ordinary mask.
+    ordinary mask. Some networks of digits have one label whose masks are far smaller than the rest
+    and which nothing else speaks for: so the mask counts as far as the others agree.
     """
     m, k, p = (_bounded(part) for part in (margin, mask, patch))
-    score: Floats = np.sqrt(k * np.maximum(m, p))
+    others = np.maximum(m, p)
+    score: Floats = np.sqrt(np.minimum(k, AGREEMENT * others) * others)
     return score
+
+
+def lean_index(leaning: Mapping[int, float]) -> dict[int, float]:
+    """By how much clean images lean to a label more than to any other, ``(b_t - max b_j) / unit``.
+
+    Args:
+        leaning: b of every label, in deviations of an image's logits.
+
+    Returns:
+        Label -> index between 0 and :data:`LEAN_MOST`: above 0 for one label at most.
+    """
+    order = sorted(leaning, key=lambda label: -leaning[label])
+    if len(order) < 2:
+        return dict.fromkeys(order, 0.0)
+    lead = (leaning[order[0]] - leaning[order[1]]) / LEAN_UNIT
+    return {**dict.fromkeys(order, 0.0), order[0]: min(lead, LEAN_MOST)}
+
+
+def corroboration(lean: Floats) -> Floats:
+    """What other evidence for a label counts by, ``sqrt(1 + l)``.
+
+    Clean networks lean to some label as well, to one that resembles many or that they have seen
+    more of. It is mostly another one than their weak spot, so the lead says something of a label
+    that other evidence speaks for, and nothing by itself.
+    """
+    factor: Floats = np.sqrt(1.0 + lean)
+    return factor
+
+
+def corroborated(values: Mapping[int, float], leaning: Mapping[int, float]) -> dict[int, float]:
+    """Evidence by labels, each times its :func:`corroboration`."""
+    leads = lean_index(leaning)
+    return {n: v * math.sqrt(1.0 + leads.get(n, 0.0)) for n, v in values.items()}
 
 
 def robust_index(values: Floats, usual: NDArray[np.bool_], floor: float) -> Floats:

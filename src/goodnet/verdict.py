@@ -1,10 +1,10 @@
 """From each label's score to a verdict: statistics only.
 
-Four tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
-classes are permuted, a small change of the image prefers a label, a warp that is made for it leads
-there. Each statistic is held against what it is on clean reference models (:mod:`goodnet.tables`);
-together they are one p-value by weighted Bonferroni. Where the tables do not reach, an index takes
-its place, with a higher bar and no p-value.
+Five tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
+classes are permuted, a small change of the image prefers a label, a warp or a colour filter that is
+made for it leads there. Each statistic is held against what it is on clean reference models
+(:mod:`goodnet.tables`); together they are one p-value by weighted Bonferroni. Where the tables do
+not reach, an index takes its place, with a higher bar and no p-value.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FALSE_LABELS = 0.05
 
 STANDS_OUT, PERMUTED = "one label stands out", "classes are permuted"
 PREFERS, WARPED = "changes prefer it", "a warp leads to it"
+TINTED = "a colour filter leads to it"
 
-WEIGHTS = {STANDS_OUT: 0.7, PERMUTED: 0.1, PREFERS: 0.1, WARPED: 0.1}
+WEIGHTS = {STANDS_OUT: 0.65, PERMUTED: 0.05, PREFERS: 0.1, WARPED: 0.1, TINTED: 0.1}
 """Shares of the error rate: most for the test that finds most."""
 
 FEW_IMAGES = 20
@@ -55,11 +56,13 @@ def _by_p_value(found: Findings) -> Decision:
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
     warp = scores.warp_index
     warped = float(np.nanmax(warp)) if np.isfinite(warp).any() else math.nan
+    tinted = max(found.tinted.values(), default=math.nan)
     statistics = {
         STANDS_OUT: ("highest", highest, found.tested),
         PERMUTED: ("permutation", found.permutation, 1),
         PREFERS: ("preferred", preferred, 1),
         WARPED: ("warped", warped, found.tested),
+        TINTED: ("tinted", tinted, 1),
     }
     tests = []
     for name, (key, value, labels) in statistics.items():
@@ -121,6 +124,7 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
         named += [label for label in chosen if alone(label) <= BACKDOORED] or order[:1]
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
+    others += [_tinted(found)] if TINTED in speaking else []
     # A network that obeys a trigger is easily led in other ways as well: where a label that stands
     # out explains the finding, another one must be suspicious for its own sake.
     named += [n for n in others if not named or (n in score and alone(n) <= SUSPICIOUS)]
@@ -139,12 +143,20 @@ def _warped(found: Findings) -> int:
     return found.scores.labels[int(np.nanargmax(found.scores.warp_index))]
 
 
+def _tinted(found: Findings) -> int:
+    """The label that a colour filter leads to furthest."""
+    return max(found.tinted, key=lambda label: found.tinted[label])
+
+
 def _sentence(test: TestResult, found: Findings) -> str:
     tail = f"p = {test.p_value:.2g} against {test.models} clean models"
     if test.name == STANDS_OUT:
         score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
         leader = max(score, key=lambda label: score[label])
-        return f"label {leader} stands out from the others: score {test.statistic:.2f}, {tail}"
+        leads = found.scores.lean_index[found.scores.labels.index(leader)] >= 1
+        also = ", and clean images lean to it" if leads else ""
+        told = f"score {test.statistic:.2f}, {tail}{also}"
+        return f"label {leader} stands out from the others: {told}"
     if test.name == PERMUTED:
         moved = ", ".join(f"{a} to {b}" for a, b in sorted(found.mapping.items())[:4])
         return (
@@ -155,6 +167,11 @@ def _sentence(test: TestResult, found: Findings) -> str:
         return (
             f"one smooth warp of the images leads to label {_warped(found)}: index "
             f"{test.statistic:.2f}, {tail}"
+        )
+    if test.name == TINTED:
+        return (
+            f"one colour filter leads to label {_tinted(found)}, whose images do not have these "
+            f"colours: {test.statistic:.2f}, {tail}"
         )
     return (
         f"a small change of the images makes the model sure of label {_preferred(found)}: margin "
@@ -175,6 +192,9 @@ def looks(scores: Scores, label: int) -> str:
         "noise": scores.noise_index[place],
     }
     told = {name: value for name, value in told.items() if not math.isnan(value)}
+    if scores.lean_index[place] >= LOUD:
+        # Most targets have no lead: that it is missing says nothing.
+        told["lean"] = scores.lean_index[place]
     speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
     quiet = [name for name, value in told.items() if not value >= LOUD]
     small, faint = (told.get(name, 0.0) >= LOUD for name in ("mask", "margin"))

@@ -18,7 +18,7 @@ from goodnet.evidence.warp_margin import REACHES
 from goodnet.findings import Decision, Findings
 from goodnet.images import Images
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
-from goodnet.scores import Raw, Scores, combine, is_ranked
+from goodnet.scores import Raw, Scores, combine, corroborated, is_ranked
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 from goodnet.uncalibrated import FEW_CLASSES, neural_cleanse
@@ -88,6 +88,7 @@ class Measured:
             noise={n: row[0] for n, row in self.noise.values.items()},
             warps=self.warps.values,
             patches={n: row[0] for n, row in self.patches.values.items()},
+            leaning=self.leaning,
             clean_margin=self.clean_margin,
         )
         return combine(self.labels, raw, self.reference)
@@ -128,6 +129,7 @@ def conclude(
                 measured.permutation.statistic,
                 measured.permutation.mapping,
                 measured.preferred,
+                corroborated(measured.tinted, measured.leaning),
                 is_ranked(measured.labels, measured.reference),
                 float(right.float().mean()),
             )

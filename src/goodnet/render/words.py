@@ -44,9 +44,9 @@ CALIBRATED = (
 )
 
 LIMITS = (
-    "Only the trigger kinds that the method models were looked for: patches, additive patterns "
-    "and smooth warps that work on images of most classes, and maps of all classes. Triggers that "
-    "depend on the source class, filter colours, or were trained to evade a scan can stay unseen.",
+    "Only the trigger kinds that the method models were looked for: patches, additive patterns, "
+    "smooth warps and colour filters that work on images of most classes, and maps of all classes. "
+    "Triggers that depend on the source class or were trained to evade a scan can stay unseen.",
     "A model can have a natural weak spot, a pattern that forces a label although nobody planted "
     "it. The figures tell how easily a label is forced, not how that came about.",
     "The inverted trigger is the smallest pattern with the effect, not a copy of the attacker's. "
