@@ -221,7 +221,7 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         early, chosen, replace(FULL, purpose="measuring margins")
     )
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
-    noise, patches, warps = Evidence(), Evidence(), Evidence()
+    noise, patches, warps, tinted = Evidence(), Evidence(), Evidence(), Evidence()
     # What the score is made of: see goodnet.scores.
     if is_handful(chosen) and not leaders_only:
         patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
@@ -230,11 +230,10 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
     # Where no reference models are like this one, nothing could be made of it.
     if tables.out_of_reach(tested, tested, images, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
+        tinted = colour_filters(early, *split.together(), clean_margin)
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
-    usable, classes = split.together()
-    tinted = colour_filters(early, usable, classes, clean_margin)
     cut_off = [name for name, cut in ((PERMUTED, permuted.cut_off), (TINTS, tinted.skipped)) if cut]
     masks = CHANNELS["mask_l1"](case, chosen, OF_LEADERS if leaders_only else MASKS)
     if not ranking:
