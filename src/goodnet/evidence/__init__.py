@@ -1,8 +1,9 @@
 """Evidence: one file a channel, each a number for every label, with the trigger behind it.
 
 A channel is a function ``(Case, targets, ...) -> Evidence``; :data:`CHANNELS` names them. A new one
-is one new file and one line in that table. Two look at the whole model instead of one label after
-the other: :mod:`goodnet.evidence.permutation` and :mod:`goodnet.evidence.augmentation`.
+is one new file and one line in that table. Four look at the whole model instead of one label after
+the other: :mod:`goodnet.evidence.permutation`, :mod:`goodnet.evidence.augmentation`,
+:mod:`goodnet.evidence.colour_filter` and :mod:`goodnet.evidence.lean`.
 """
 
 from __future__ import annotations
