@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/run.py --method evidence --split calibration
     .venv/bin/python benchmarks/calibrate.py
 
-Only clean models of the `calibration` split get in; that a test model is among them is an error.
+Only clean models get in, of the `calibration` split and of those that are retired from `test`; that
+a test model is among them is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import zoo
-from records import RESULTS, truths
+from records import ELSEWHERE, RESULTS, truths
 
 import goodnet
 from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
@@ -35,6 +36,7 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
         warps={r["label"]: list(r["warps"].values()) for r in rows if r["warps"]},
         noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
         patches={r["label"]: r["patch_margin"] for r in rows if r.get("patch_margin") is not None},
+        tinted={int(label): value for label, value in record.get("tinted", {}).items()},
         leaning={int(label): value for label, value in record.get("leaning", {}).items()},
         clean_margin=record["settings"]["clean_margin"],
     )
@@ -82,18 +84,19 @@ def _rounded(value: float | None) -> float | None:
 def main() -> None:
     """Writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--records", type=Path, default=RESULTS / "evidence")
     parser.add_argument("-o", "--output", type=Path, default=SHIPPED)
     given = parser.parse_args()
-    wanted = [s.name for s in zoo.setups() if s.split == "calibration"]
-    models, known = [], truths(RESULTS)
-    for path in sorted(given.records.glob("*.clean.json")):
-        record = json.loads(path.read_text("utf-8"))
-        if record["model"].removesuffix(".clean") not in wanted:
-            raise SystemExit(f"{record['model']} is no model of the calibration split")
-        if "error" in record:
-            raise SystemExit(f"{record['model']}: {record['error']}")
-        models.append(reference_model(record, known[record["model"]]["clean_accuracy"]))
+    forbidden = {s.name for s in zoo.setups() if s.split == "test"}
+    models = []
+    for folder in (RESULTS, ELSEWHERE):
+        known = truths(folder)
+        for path in sorted((folder / "evidence").glob("*.clean.json")):
+            record = json.loads(path.read_text("utf-8"))
+            if record["model"].removesuffix(".clean") in forbidden:
+                raise SystemExit(f"{record['model']} is of the test split")
+            if "error" in record:
+                raise SystemExit(f"{record['model']}: {record['error']}")
+            models.append(reference_model(record, known[record["model"]]["clean_accuracy"]))
     made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
     given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
     print(f"{len(models)} clean models in {given.output.name}")

@@ -115,6 +115,27 @@ def test_the_label_that_clean_images_lean_to_leads_only_with_other_evidence():
         assert scores.score[others].tolist() == plain[others].tolist()
 
 
+def test_a_colour_filter_speaks_for_a_label_beside_what_else_does():
+    numbers = raw(np.random.default_rng(5), 10)
+    labels = list(range(10))
+    plain = combine(labels, numbers, labels)
+    assert not plain.tint_index.any()
+    quiet, best = int(plain.score.argmin()), int(plain.score.argmax())
+    tinted = dict.fromkeys(labels, 0.0) | {quiet: 1.1, best: 0.5}
+    leaning = {n: -0.3 + 0.01 * n for n in labels} | {quiet: 0.0 - 0.21 + 0.15}
+    scores = combine(labels, replace(numbers, tinted=tinted, leaning=leaning), labels)
+    lead = lean_index(leaning)[quiet]
+    assert 0.5 < lead < 4.0
+    assert scores.score[quiet] == pytest.approx((plain.score[quiet] + 2.2) * np.sqrt(1 + lead))
+    assert scores.score[best] == pytest.approx(plain.score[best] + 1.0)
+    others = [n for n in labels if n not in (quiet, best)]
+    assert scores.score[others].tolist() == plain.score[others].tolist()
+    # The score of many labels has reference models that do not know of filters.
+    many = raw(np.random.default_rng(6), 43)
+    same = combine(range(43), replace(many, tinted=dict.fromkeys(range(43), 1.0)), range(43))
+    assert same.score.tolist() == combine(range(43), many, range(43)).score.tolist()
+
+
 def test_a_lead_is_before_all_labels_and_counts_for_so_much_only():
     assert lean_index({0: 0.1, 1: 0.4, 2: 0.4}) == {0: 0.0, 1: 0.0, 2: 0.0}
     assert lean_index({0: 0.1, 1: 9.0, 2: 0.4}) == {0: 0.0, 1: LEAN_MOST, 2: 0.0}

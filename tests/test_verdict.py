@@ -18,7 +18,7 @@ def scores(values: list[float] | np.ndarray) -> Scores:
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
     nought = np.zeros(len(values))
-    rows = [values, nothing, values, values, nothing, nothing, nothing, nought, values]
+    rows = [values, nothing, values, values, nothing, nothing, nothing, nought, nought, values]
     return Scores(list(range(len(values))), *(row.copy() for row in rows))
 
 
@@ -142,6 +142,16 @@ def test_a_label_that_a_colour_filter_leads_to_is_named():
     decision = decide(replace(found, tinted={**usual.tinted, 6: 3.0 * max(known)}))
     assert (decision.verdict, decision.targets) == ("backdoored", [6])
     assert "colour" in decision.reasons[0]
+
+
+def test_a_label_that_foreign_colours_lead_to_looks_planted_without_a_patch():
+    rated = scores([0.0] * 9 + [4.0])
+    rated.margin_index[:], rated.mask_index[:] = 0.0, 0.0
+    assert verdict.looks(rated, 9).startswith("natural, perhaps")
+    rated.tint_index[9] = 2.2
+    told = verdict.looks(rated, 9)
+    assert told.startswith("planted: a colour filter leads to it")
+    assert "colour filter 2.2" in told
 
 
 def test_what_else_leads_a_backdoored_network_is_no_further_target():

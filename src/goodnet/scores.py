@@ -1,6 +1,6 @@
 """One number a label: how far it stands out from the other labels of its own network.
 
-Three channels are put on one scale. None of the numbers is a probability yet; what they are worth
+Several channels are put on one scale. None of the numbers is a probability yet; what they are worth
 is what the same numbers are on clean networks (:mod:`goodnet.calibration`).
 """
 
@@ -36,6 +36,11 @@ warps, too) in units of the network's own clean margin; of mask and noise margin
 AGREEMENT = 1.5
 """A mask's index counts up to so many times the larger one of margin and patch."""
 
+TINT_UNIT = 0.5
+"""What a label's number under a colour filter counts in: of clean networks half have at most .02,
+and a filter that makes the model as sure as of a clean image, in colours that the label's images do
+not have, has 1."""
+
 LEAN_UNIT, LEAN_MOST = 0.15, 4.0
 """What a label's lead in the answers to clean images counts in, in deviations of an image's logits,
 and the most that it counts for."""
@@ -51,6 +56,8 @@ class Raw:
         noise: margin from noise, in logits.
         warps: margin under a warp of each reach, in logits.
         patches: margin under the best patch, in logits.
+        tinted: how far a colour filter leads to it, 1 for as sure as of a clean image
+            (:mod:`goodnet.evidence.colour_filter`).
         leaning: how far clean images lean to each label of the model, measured or not, in
             deviations of an image's logits (:mod:`goodnet.evidence.lean`).
         clean_margin: the median difference between the two largest logits of a clean image, in
@@ -62,6 +69,7 @@ class Raw:
     noise: Mapping[int, float] = field(default_factory=dict)
     warps: Mapping[int, Sequence[float]] = field(default_factory=dict)
     patches: Mapping[int, float] = field(default_factory=dict)
+    tinted: Mapping[int, float] = field(default_factory=dict)
     leaning: Mapping[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
@@ -80,6 +88,8 @@ class Scores:
         warp_index: robust z of the margin under a warp, mean over the reaches; not in the score.
         patch: margin under the best patch, in units of a clean image's; not in the score.
         patch_index: robust z of it.
+        tint_index: how far a colour filter leads to it, in :data:`TINT_UNIT`; 0 where none was
+            tried. No z: of most labels it is nought.
         lean_index: how far clean images lean to it before all others, see :func:`lean_index`.
         score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
@@ -92,6 +102,7 @@ class Scores:
     warp_index: Floats
     patch: Floats
     patch_index: Floats
+    tint_index: Floats
     lean_index: Floats
     score: Floats
 
@@ -116,16 +127,30 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     patch_index = robust_index(patch, usual, MARGIN_FLOOR)
     noises = np.array([raw.noise.get(label, np.nan) for label in labels], dtype=np.float64)
     noise = robust_index(np.log(np.maximum(noises, 1e-3)), usual, NOISE_FLOOR)
+    tint = np.array([raw.tinted.get(label, 0.0) for label in labels], dtype=np.float64) / TINT_UNIT
     leading = lean_index(raw.leaning)
     lean = np.array([leading.get(label, 0.0) for label in labels], dtype=np.float64)
     if is_ranked(labels, reference):
         score = total(margin, mask, noise)
     elif is_handful(labels):
-        score = handful(margin, mask, patch_index) * corroboration(lean)
+        # A filter is one more change of the image, but told by its colours, not by other labels.
+        score = (handful(margin, mask, patch_index) + tint) * corroboration(lean)
     else:
         score = agreement(margin, mask, noise)
     anomaly = _anomaly(sizes, usual)
-    return Scores(list(labels), margin, anomaly, mask, noise, warp, patch, patch_index, lean, score)
+    return Scores(
+        list(labels),
+        margin,
+        anomaly,
+        mask,
+        noise,
+        warp,
+        patch,
+        patch_index,
+        tint,
+        lean,
+        score,
+    )
 
 
 def _mean_index(

@@ -40,6 +40,9 @@ FEW_IMAGES = 20
 LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
+FOREIGN = 1.0
+"""The same for a colour filter: of 83 clean networks one has a label that comes so far."""
+
 
 def decide(found: Findings) -> Decision:
     """The default method's verdict."""
@@ -195,6 +198,7 @@ def looks(scores: Scores, label: int) -> str:
     if scores.lean_index[place] >= LOUD:
         # Most targets have no lead: that it is missing says nothing.
         told["lean"] = scores.lean_index[place]
+    tinted = scores.tint_index[place] >= FOREIGN
     speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
     quiet = [name for name, value in told.items() if not value >= LOUD]
     small, faint = (told.get(name, 0.0) >= LOUD for name in ("mask", "margin"))
@@ -202,9 +206,13 @@ def looks(scores: Scores, label: int) -> str:
         opinion = "planted: a faint change and a small patch force it"
     elif small:
         opinion = "planted: a small patch forces it, though no faint change does"
+    elif tinted:
+        opinion = "planted: a colour filter leads to it, in colours that its own images do not have"
     else:
         opinion = "natural, perhaps: no smaller mask forces it than other labels"
     heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
+    if tinted:
+        heard += f", colour filter {scores.tint_index[place]:.1f}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 
 

@@ -88,6 +88,7 @@ class Measured:
             noise={n: row[0] for n, row in self.noise.values.items()},
             warps=self.warps.values,
             patches={n: row[0] for n, row in self.patches.values.items()},
+            tinted=self.tinted,
             leaning=self.leaning,
             clean_margin=self.clean_margin,
         )
