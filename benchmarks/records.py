@@ -14,10 +14,11 @@ from goodnet.statistics import proportion
 
 RESULTS = zoo.HERE / "results"
 ELSEWHERE = zoo.HERE / "elsewhere"
-"""Records of networks of the same recipes whose weights are others: without AVX-512 no checksum is
-that of the networks in ``results``."""
+"""Records of networks of the third run's recipes whose weights are others: before all processors
+trained the same ones, a processor without AVX-512 had its own."""
 METHODS = {
     "default": "goodnet",
+    "third-run": "goodnet, third run, before colour filters",
     "second-run": "goodnet, second run, before patches",
     "first-run": "goodnet, first run, before calibration",
     "neural-cleanse": "goodnet --method neural-cleanse",
@@ -42,7 +43,8 @@ def checksum(weights: Path) -> str:
 def summarise_zoo(source: Path, folder: Path) -> None:
     """Keeps of each model's ground truth what the tables need; weights and triggers stay out.
 
-    What was trained elsewhere stays in the summary; what the zoo no longer names leaves it.
+    What was trained elsewhere stays in the summary; what the zoo no longer names leaves it. Of what
+    is retired it stays as it was: the records are of those weights.
     """
     kept = ("data", "split", "attack_name", "targets", "num_classes", "recipe", "clean_accuracy")
     kept += ("twin_accuracy", "attack_success", "passes", "seconds", "cpu_seconds")
@@ -50,6 +52,8 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     splits = {model: setup.split for setup in zoo.setups() for model in setup.models()}
     for path in sorted(source.glob("*/truth.json")):
         truth = json.loads(path.read_text("utf-8"))
+        if splits.get(truth["model"]) == "retired" and truth["model"] in known:
+            continue
         known[truth["model"]] = {key: truth[key] for key in kept if key in truth}
         known[truth["model"]]["weights_sha256"] = checksum(path.parent / "weights.safetensors")
     folder.mkdir(parents=True, exist_ok=True)

@@ -123,11 +123,16 @@ def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
 
 
 def refuse_stale(given: argparse.Namespace) -> None:
-    """Ends the run where a record is of other weights than the model has now."""
+    """Ends the run where a record is of other weights than the model has now.
+
+    What is retired may have been trained anew; nothing is added to its records, unless asked for.
+    """
+    retired = {n for s in zoo.setups() if s.split == "retired" for n in s.models()}
+    settled = retired if given.split != "retired" else set()
     for path in sorted(given.output.glob("*/*.json")):
         record = json.loads(path.read_text("utf-8"))
-        if "method" not in record:
-            # Of speed, and of no model of the zoo.
+        if "method" not in record or record["model"] in settled:
+            # The first ones are of speed, and of no model of the zoo.
             continue
         weights = given.zoo / record["model"] / "weights.safetensors"
         if weights.exists() and record.get("weights_sha256", "") not in ("", checksum(weights)):

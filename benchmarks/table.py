@@ -87,8 +87,9 @@ def overall(found: dict[str, list[Record]], expected: int) -> str:
 
 
 def ours(found: dict[str, list[Record]]) -> str:
-    """The method that the others stand beside: the default, or until it is run its first run."""
-    return next((run for run in ("default", "second-run", "first-run") if run in found), "default")
+    """The method that the others stand beside: the default, or the latest earlier run."""
+    runs = ("default", "third-run", "second-run", "first-run")
+    return next((run for run in runs if run in found), "default")
 
 
 def same_models(found: dict[str, list[Record]]) -> str:
@@ -259,14 +260,14 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     return ["## Earlier runs, on models that are retired\n", overall(found, expected)] * bool(found)
 
 
-def elsewhere(folder: Path, split: str) -> list[str]:
-    """What was measured on the same recipes, trained to other weights by another processor."""
+def elsewhere(folder: Path) -> list[str]:
+    """What was measured on the third run's recipes, trained to other weights."""
     known = truths(folder)
-    found = records(folder, known, split)
-    expected = sum(t["split"] == split and t["passes"] for t in known.values())
+    found = records(folder, known, "retired")
+    expected = sum(t["split"] == "retired" and t["passes"] for t in known.values())
     told = [overall(found, expected), same_models(found)]
     told += [failures(found)] * any("error" in row for rows in found.values() for row in rows)
-    return ["## The same recipes, trained on another processor\n", *told] if found else []
+    return ["### The third run's recipes, trained on another processor\n", *told] if found else []
 
 
 def main() -> None:
@@ -293,8 +294,8 @@ def main() -> None:
         overall(found, expected),
         "## Side by side, on the same models\n",
         same_models(found),
-        *(elsewhere(ELSEWHERE, given.split) if published else []),
         *earlier(given.results, known, given.split),
+        *(elsewhere(ELSEWHERE) if published else []),
         *([closing.read_text("utf-8")] if published else []),
         "## By attack, network and data\n",
         each_method(found),
