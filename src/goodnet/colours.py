@@ -51,6 +51,23 @@ class ColourFilter:
         return (mixed + self.offset.to(images).view(-1, 1, 1)).clamp(0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class ColourTrigger:
+    """A filter of the whole image as a trigger, a :class:`goodnet.trigger.Stamp`.
+
+    Attributes:
+        filter: what is done to the colours.
+        target: the label that filtered images get.
+    """
+
+    filter: ColourFilter
+    target: int
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Filters ``images``, float ``(n, C, H, W)`` in [0, 1]; the result has the same range."""
+        return self.filter.apply(images)
+
+
 def ranges(channels: int) -> Tensor:
     """The least and the largest of each number of a filter, ``(2, d)``.
 
@@ -86,6 +103,25 @@ def near(numbers: Tensor, count: int, reach: float, generator: torch.Generator) 
         # The hue is an angle.
         inside[:, 0] = moved[:, 0]
     return inside
+
+
+def apart(numbers: Tensor, others: Tensor) -> Tensor:
+    """How far filters are from one, as shares of the ranges of their numbers, root mean square.
+
+    Args:
+        numbers: of the one, ``(d,)``.
+        others: of the others, ``(n, d)``.
+
+    Returns:
+        ``(n,)``.
+    """
+    least, most = ranges(3 if len(numbers) > len(GRAY) + 1 else 1)
+    shares = (others - numbers) / (most - least)
+    if len(numbers) > len(GRAY) + 1:
+        # Half a turn is the furthest that two hues can be apart.
+        shares[:, 0] = (shares[:, 0] - shares[:, 0].round()).abs()
+    distance: Tensor = shares.square().mean(1).sqrt()
+    return distance
 
 
 def colour_filter(numbers: Tensor) -> ColourFilter:

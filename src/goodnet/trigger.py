@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+
+class Stamp(Protocol):
+    """Whatever an attacker does to an image, of any family."""
+
+    @property
+    def target(self) -> int:
+        """The label that stamped images get."""
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Stamps ``images``, float ``(n, C, H, W)`` in [0, 1]; the result has the same range."""
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class WarpTrigger:
+    """A smooth warp of the whole image as a trigger, a :class:`goodnet.trigger.Stamp`.
+
+    Attributes:
+        displacements: float32 ``(2, g, g)``, see :func:`warped`.
+        target: the label that warped images get.
+    """
+
+    displacements: Tensor
+    target: int
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Warps ``images``, float ``(n, C, H, W)`` in [0, 1]; the result has the same range."""
+        return warped(images, self.displacements[None].to(images))
 
 
 def warped(images: Tensor, displacements: Tensor) -> Tensor:

@@ -14,9 +14,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from goodnet.colours import colour_filter, colour_statistics, drawn, near
+from goodnet.colours import (
+    ColourTrigger,
+    apart,
+    colour_filter,
+    colour_statistics,
+    drawn,
+    near,
+)
 from goodnet.evidence.augmentation import all_margins
-from goodnet.evidence.case import Case
+from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Progress, Stop, Stopped, run_blocks
 
@@ -28,6 +35,9 @@ DRAWN, ROUNDS, LEADERS, BESIDE = 192, 3, 2, 16
 
 REACH, NARROWER = 0.15, 0.7
 """How far from the best ones in the first round, and what each round makes of it."""
+
+KEPT, DIFFERENT = 3, 0.1
+"""Filters of one label that are wanted as its triggers, and how far they have to be apart."""
 
 BLOCK = 16
 """Filters at a time."""
@@ -88,6 +98,70 @@ def colour_filters(
     if case.share is not None or images.shape[1] not in (1, 3):
         return Evidence()
     palette = _palette(images, labels)
+    found = _search(case, images, labels, palette, clean_margin, None)
+    if found is None:
+        return Evidence(skipped=palette.classes.tolist())
+    values = found.scores.amax(0).clamp_min(0.0).tolist()
+    return Evidence({n: (v,) for n, v in zip(palette.classes.tolist(), values, strict=True)})
+
+
+def filters_towards(
+    case: Case, target: int, effort: Effort, most: int = KEPT
+) -> list[ColourTrigger]:
+    """The filters that carry images furthest to one label, beside each other.
+
+    Args:
+        case: classifier, images and seed.
+        target: the label.
+        effort: plays no part: filters are as many and as often tried as in a scan.
+        most: how many at most.
+
+    Returns:
+        The furthest first; fewer, or none, where not so many lead there.
+    """
+    # Counting and sorting is done on the processor; the classifier takes images from anywhere.
+    images, labels = case.fit.cpu(), case.fit_labels.cpu()
+    if images.shape[1] not in (1, 3) or target not in labels:
+        return []
+    palette = _palette(images, labels)
+    place = int((palette.classes == target).nonzero())
+    found = _search(case, images, labels, palette, 1.0, place)
+    chosen: list[int] = []
+    if found is not None:
+        for index in found.scores[:, place].argsort(descending=True).tolist():
+            beside = found.numbers[chosen]
+            if len(chosen) == most or float(found.scores[index, place]) <= 0.0:
+                break
+            if bool((apart(found.numbers[index], beside) >= DIFFERENT).all()):
+                chosen.append(index)
+        return [ColourTrigger(colour_filter(found.numbers[index]), target) for index in chosen]
+    return []
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Filters that were tried, and each one's statistic of every label.
+
+    Attributes:
+        numbers: of the filters, ``(m, d)``.
+        scores: ``(m, k)``.
+    """
+
+    numbers: Tensor
+    scores: Tensor
+
+
+def _search(
+    case: Case,
+    images: Tensor,
+    labels: Tensor,
+    palette: _Palette,
+    clean_margin: float,
+    wanted: int | None,
+) -> _Found | None:
+    """Random filters, then rounds beside the best ones of the labels that lead, or of the place
+    among them that is wanted. None where there was no time.
+    """
     shown, own = images[:IMAGES], labels[:IMAGES]
     others = (own[:, None] != palette.classes).float()
     others = others / others.sum(0).clamp_min(1.0)
@@ -119,14 +193,14 @@ def colour_filters(
             deadline=case.deadline,
         )
         if len(found) < len(blocks):
-            return Evidence(skipped=palette.classes.tolist())
+            return None
         tried, scores = torch.cat([tried, fresh]), torch.cat([scores, *found.values()])
         best = scores.max(0)
         leaders = best.values.topk(min(LEADERS, len(palette.classes))).indices
-        places, reach = best.indices[leaders], REACH * NARROWER**turn
+        places = best.indices[leaders] if wanted is None else best.indices[[wanted] * LEADERS]
+        reach = REACH * NARROWER**turn
         fresh = torch.cat([near(tried[place], BESIDE, reach, generator) for place in places])
-    values = scores.amax(0).clamp_min(0.0).tolist()
-    return Evidence({n: (v,) for n, v in zip(palette.classes.tolist(), values, strict=True)})
+    return _Found(tried, scores)
 
 
 def _told(progress: Progress, before: int, stage: str, done: int, _: int) -> None:

@@ -8,19 +8,28 @@ of a clean network's images takes them to no label in particular.
 from __future__ import annotations
 
 import math
+import threading
+from functools import partial
 
+from torch import Tensor
+
+from goodnet.classifier import Classifier
 from goodnet.evidence.blocks import over_blocks
 from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop
-from goodnet.perturbation import ascend
-from goodnet.warp import warped
+from goodnet.perturbation import Perturbations, ascend
+from goodnet.warp import WarpTrigger, warped
 
 GRID = 6
 """Points on a side at which a warp's displacements are free; between them it is smooth."""
 
 REACHES = (0.045,)
 """Root mean square of the displacements, as shares of half the image's side."""
+
+
+FURTHER = (0.03, 0.045, 0.07)
+"""The reaches of the warps of a label that are wanted as its triggers."""
 
 
 def warp_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
@@ -37,26 +46,43 @@ def warp_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
         ``values[label]``: one margin a reach, in the order of :data:`REACHES`. No triggers.
     """
     images, labels = case.fit[: effort.images], case.fit_labels[: effort.images]
-    shape = (2, GRID, GRID)
-    budgets = [reach * math.sqrt(math.prod(shape)) for reach in REACHES]
+    search = partial(_ascend, case.classifier, images, labels, steps=effort.steps)
 
     def measure(block: list[int], stop: Stop) -> Evidence:
-        outcomes = [
-            ascend(
-                case.classifier,
-                images,
-                labels,
-                block,
-                budget,
-                effort.steps,
-                stop=stop,
-                change=warped,
-                shape=shape,
-            ).margins.tolist()
-            for budget in budgets
-        ]
+        outcomes = [search(block, reach, stop=stop).margins.tolist() for reach in REACHES]
         margins = dict(zip(block, zip(*outcomes, strict=True), strict=True))
         return Evidence({n: row for n, row in margins.items() if all(map(math.isfinite, row))})
 
     rows = case.classifier.device.rows(len(images))
     return over_blocks("warp_margin", case, targets, rows, effort, measure, numbers=len(REACHES))
+
+
+def warps_towards(case: Case, target: int, effort: Effort) -> list[WarpTrigger]:
+    """The warps of each reach in :data:`FURTHER` that lead best to one label.
+
+    Args:
+        case: classifier and images.
+        target: the label.
+        effort: images and steps.
+    """
+    images, labels = case.fit[: effort.images], case.fit_labels[: effort.images]
+    search = partial(_ascend, case.classifier, images, labels, steps=effort.steps)
+    found = [search([target], reach, stop=threading.Event()).deltas[0] for reach in FURTHER]
+    return [WarpTrigger(delta, target) for delta in found if bool(delta.isfinite().all())]
+
+
+def _ascend(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    targets: list[int],
+    reach: float,
+    *,
+    steps: int,
+    stop: Stop,
+) -> Perturbations:
+    shape = (2, GRID, GRID)
+    budget = reach * math.sqrt(math.prod(shape))
+    return ascend(
+        classifier, images, labels, targets, budget, steps, stop=stop, change=warped, shape=shape
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.device import repeatable
 from goodnet.evidence import CHANNELS, Case, Effort
+from goodnet.evidence.colour_filter import filters_towards
+from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
 from goodnet.inversion import QUICK
 from goodnet.parallel import Progress
@@ -19,7 +23,16 @@ from goodnet.pipelines.placing import AUTO, in_half, placed, threads
 from goodnet.preprocess import balanced
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
-from goodnet.trigger import Trigger
+from goodnet.trigger import Stamp, Trigger
+
+REVERSED: dict[str, Callable[[Case, int, Effort], Sequence[Stamp]]] = {
+    "colour filter": filters_towards,
+    "warp": warps_towards,
+}
+"""Families of triggers that are reversed where the scan saw signs of them; masks and perturbations
+are reversed for every target."""
+
+NO_KINDS: Mapping[str, Collection[int]] = MappingProxyType({})
 
 REPAIR_SHARE = 0.5
 """The share of the clean images that a remedy may use; the rest judges it."""
@@ -47,7 +60,7 @@ class Jury:
 
     pixels: Tensor
     labels: Tensor
-    triggers: dict[int, list[Trigger]]
+    triggers: dict[int, list[Stamp]]
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,21 @@ def reverse_triggers(
     workers: int | None,
     progress: Progress,
     device: str = AUTO,
-) -> tuple[dict[int, Trigger], dict[int, list[Trigger]]]:
-    """The mask trigger, and all triggers, of every target, fitted to ``images`` alone."""
+    *,
+    kinds: Mapping[str, Collection[int]] = NO_KINDS,
+) -> tuple[dict[int, Trigger], dict[int, list[Stamp]]]:
+    """The mask trigger, and all triggers, of every target, fitted to ``images`` alone.
+
+    Args:
+        classifier: the BadNet.
+        images: clean ones.
+        targets: the labels.
+        seed: of everything random.
+        workers: threads.
+        progress: told what is being done.
+        device: the scan's.
+        kinds: name in :data:`REVERSED` -> those of the targets that such triggers are wanted for.
+    """
     chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
     pixels = chosen.floats()
     quick = in_half(quicker(placed(classifier, device, pixels), pixels), pixels)
@@ -106,23 +132,36 @@ def reverse_triggers(
     with repeatable(quick.device):
         margins = CHANNELS["universal_margin"](case, targets, effort)
         inverted = CHANNELS["mask_l1"](case, targets, effort)
+        further: list[Stamp] = [
+            trigger
+            for kind in kinds
+            for target in kinds[kind]
+            for trigger in REVERSED[kind](case, target, effort)
+        ]
     masks = {target: inverted.triggers[target][0] for target in targets}
-    every = {target: [*margins.triggers.get(target, ()), masks[target]] for target in targets}
+    every: dict[int, list[Stamp]] = {
+        target: [
+            *(trigger for trigger in further if trigger.target == target),
+            *margins.triggers.get(target, ()),
+            masks[target],
+        ]
+        for target in targets
+    }
     return masks, every
 
 
-def empanel(classifier: Classifier, images: Images, triggers: dict[int, list[Trigger]]) -> Jury:
+def empanel(classifier: Classifier, images: Images, triggers: dict[int, list[Stamp]]) -> Jury:
     """A jury with triggers of its own, fitted to the unrepaired ``classifier`` on ``images``."""
     pixels, labels = images.floats(), images.labels
 
-    def works(trigger: Trigger) -> bool:
+    def works(trigger: Stamp) -> bool:
         answers = _answers(classifier, pixels[labels != trigger.target], trigger)
         return len(answers) > 0 and float((answers == trigger.target).float().mean()) >= WORKS
 
     return Jury(pixels, labels, {t: list(filter(works, row)) for t, row in triggers.items()})
 
 
-def _answers(classifier: Classifier, images: Tensor, trigger: Trigger) -> Tensor:
+def _answers(classifier: Classifier, images: Tensor, trigger: Stamp) -> Tensor:
     """The labels that ``images`` get with the trigger, ``(n,)``."""
     return torch.cat(
         [answers_to(classifier, trigger.apply(part)) for part in torch.split(images, CHUNK)]

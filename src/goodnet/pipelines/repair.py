@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
@@ -24,7 +25,7 @@ from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.scan import scan
-from goodnet.pipelines.suspects import along, suspected
+from goodnet.pipelines.suspects import along, kinds, suspected
 from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
 from goodnet.reports import (
@@ -140,11 +141,12 @@ def repair(
     means = (workers, progress, device)
     targets = _targets(classifier, report, force)
     mine, theirs = juries.split(images, seed)
-    masks, triggers = juries.reverse_triggers(classifier, mine, targets, seed + 1, *means)
+    reverse = partial(juries.reverse_triggers, kinds=kinds(report, targets))
+    masks, triggers = reverse(classifier, mine, targets, seed + 1, *means)
     patient = Patient(
         classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
     )
-    _, others = juries.reverse_triggers(classifier, theirs, targets, seed + 2, *means)
+    _, others = reverse(classifier, theirs, targets, seed + 2, *means)
     jury = juries.empanel(classifier, theirs, others)
     suspects = [] if remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
-from goodnet.trigger import Trigger
-from goodnet.verdict import SUSPICIOUS
+from goodnet.scores import TINT_UNIT
+from goodnet.trigger import Stamp, Trigger
+from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
 
 MOST = 3
 
@@ -28,8 +29,23 @@ def suspected(report: ScanReport, targets: list[int]) -> list[int]:
     return [label for _, label in sorted(found)[:MOST]]
 
 
+def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
+    """What further families of triggers the scan saw signs of, and of which targets.
+
+    Returns:
+        Name in :data:`goodnet.pipelines.jury.REVERSED` -> targets that such a trigger leads to
+        further than to any label of most clean models.
+    """
+    rows = {row.label: row for row in report.labels}
+    known = [rows[label] for label in targets if label in rows]
+    return {
+        "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
+        "warp": [r.label for r in known if (r.warp_index or 0.0) >= LOUD],
+    }
+
+
 def along(
-    patient: Patient, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Trigger]]
+    patient: Patient, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
     """The same patient with triggers of further labels; what was kept is of the targets only."""
     return replace(

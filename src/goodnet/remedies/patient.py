@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from goodnet.classifier import Classifier
-from goodnet.trigger import Trigger
+from goodnet.trigger import Stamp, Trigger
 
 FALSE_ALARMS = 0.01
 """The share of clean images that a filter may reject, where nobody asks for another."""
@@ -33,7 +33,7 @@ class Patient:
     images: Tensor
     labels: Tensor
     masks: Mapping[int, Trigger]
-    triggers: Mapping[int, Sequence[Trigger]]
+    triggers: Mapping[int, Sequence[Stamp]]
     seed: int = 0
     false_alarms: float = FALSE_ALARMS
     kept: dict[object, Classifier] = field(default_factory=dict, compare=False)

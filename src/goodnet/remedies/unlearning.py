@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from goodnet.classifier import Classifier
 from goodnet.remedies.patient import Patient
+from goodnet.trigger import Stamp
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _stamp_some(
     samples = images.clone()
     picked = torch.randperm(len(images), generator=generator)
     picked = picked[: round(settings.stamped_share * len(images))]
-    triggers = [patient.masks[target] for target in sorted(patient.masks)]
+    triggers: list[Stamp] = [patient.masks[target] for target in sorted(patient.masks)]
     if settings.every_trigger:
         triggers = [t for target in sorted(patient.triggers) for t in patient.triggers[target]]
     for turn, index in enumerate(picked.tolist()):
