@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from goodnet.evidence.case import Case
+from goodnet.evidence.case import Case, Effort
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import single_threaded
 from goodnet.warp import warped
@@ -27,6 +28,32 @@ WARPS, GRID = 6, 4
 LEVELS = (2, 3, 4, 6, 8)
 BAYER = ((0, 8, 2, 10), (12, 4, 14, 6), (3, 11, 1, 9), (15, 7, 13, 5))
 """The thresholds of ordered dithering, in sixteenths."""
+
+
+MIXED = "mixed"
+"""The one change that takes other images, so that nobody could stamp it on one."""
+
+KEPT = 3
+"""Changes of one label that are wanted as its triggers."""
+
+
+@dataclass(frozen=True)
+class ChangeTrigger:
+    """A way to process an image as a trigger, a :class:`goodnet.trigger.Stamp`.
+
+    Attributes:
+        name: of the change.
+        change: what is done.
+        target: the label that changed images get.
+    """
+
+    name: str
+    change: Change
+    target: int
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Changes ``images``, float ``(n, C, H, W)`` in [0, 1]; the result has the same range."""
+        return self.change(images).clamp(0.0, 1.0)
 
 
 def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float = 1.0) -> Evidence:
@@ -67,6 +94,25 @@ def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float
     return Evidence({n: (value,) for n, value in enumerate(values) if math.isfinite(value)})
 
 
+def changes_towards(case: Case, target: int, effort: Effort) -> list[ChangeTrigger]:
+    """The changes that favour one label most, at most :data:`KEPT`; none that favours another.
+
+    Args:
+        case: classifier, images, and the seed of the scan's changes.
+        target: the label.
+        effort: plays no part: every change is tried once, on all images.
+    """
+    images = case.fit[case.fit_labels != target]
+    found = []
+    for name, change in changes(case.classifier.input_shape, case.seed):
+        if name != MIXED and len(images):
+            trigger = ChangeTrigger(name, change, target)
+            margins = all_margins(case.classifier.logits(trigger.apply(images)))
+            found.append((float(margins[:, target].mean()), trigger))
+    found.sort(key=lambda pair: -pair[0])
+    return [trigger for margin, trigger in found[:KEPT] if margin > 0.0]
+
+
 def all_margins(logits: Tensor) -> Tensor:
     """Of every label, ``f_t - max_{j != t} f_j``; ``(n, K)``."""
     top = logits.topk(2)
@@ -99,7 +145,7 @@ def changes(shape: tuple[int, int, int], seed: int) -> Iterator[tuple[str, Chang
     yield "brighter", lambda x: x.clamp_min(1e-6) ** 0.6
     yield "darker", lambda x: x.clamp_min(1e-6) ** 1.6
     yield "blurred", lambda x: functional.avg_pool2d(functional.pad(x, (1,) * 4, "replicate"), 3, 1)
-    yield "mixed", lambda x: 0.5 * x + 0.5 * x.roll(max(1, len(x) // 3), 0)
+    yield MIXED, lambda x: 0.5 * x + 0.5 * x.roll(max(1, len(x) // 3), 0)
     for waves in (2, 6):
         ramp = torch.arange(width) / width
         yield f"{waves} stripes", _add(40 / 255 * torch.sin(2.0 * math.pi * waves * ramp))

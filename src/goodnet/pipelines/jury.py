@@ -12,6 +12,7 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.device import repeatable
 from goodnet.evidence import CHANNELS, Case, Effort
+from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
@@ -28,6 +29,7 @@ from goodnet.trigger import Stamp, Trigger
 REVERSED: dict[str, Callable[[Case, int, Effort], Sequence[Stamp]]] = {
     "colour filter": filters_towards,
     "warp": warps_towards,
+    "small change": changes_towards,
 }
 """Families of triggers that are reversed where the scan saw signs of them; masks and perturbations
 are reversed for every target."""

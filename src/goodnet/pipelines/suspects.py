@@ -41,6 +41,8 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
     return {
         "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
         "warp": [r.label for r in known if (r.warp_index or 0.0) >= LOUD],
+        # Above 0 the change leads to it and to no other label, on the average.
+        "small change": [r.label for r in known if (r.preferred or -1.0) > 0.0],
     }
 
 
