@@ -1,0 +1,113 @@
+"""Tints, warps and coarse levels: the repair reverses them as what they are, and removes them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_evidence import case, four_signs, taught, taught_clean
+from torch import nn
+
+from goodnet.attacks import quantisation, tint, warping
+from goodnet.attacks.scene import Scene
+from goodnet.colours import apart
+from goodnet.evidence import Effort
+from goodnet.evidence.augmentation import changes_towards
+from goodnet.evidence.colour_filter import filters_towards
+from goodnet.evidence.warp_margin import warps_towards
+from goodnet.pipelines import jury
+from goodnet.pipelines.suspects import kinds
+from goodnet.remedies import REMEDIES, Patient
+
+ATTACKS = {
+    "colour filter": lambda scene: tint.make(scene, target=0, rate=0.4, style="nashville"),
+    "warp": lambda scene: warping.make(scene, target=2, rate=0.4, strength=4.0, covers=0.5),
+    "small change": lambda scene: quantisation.make(
+        scene, target=1, rate=0.5, levels=2, covers=0.5
+    ),
+}
+SEARCHES = {
+    "colour filter": filters_towards,
+    "warp": warps_towards,
+    "small change": changes_towards,
+}
+
+
+@pytest.fixture(scope="module", params=list(ATTACKS))
+def planted(request):
+    """The kind, the BadNet, and its attack."""
+    attack = ATTACKS[request.param]
+    return (
+        request.param,
+        taught(attack),
+        attack(Scene(four_signs(150, 1), 4, 0, nn.Identity)),
+    )
+
+
+def success(classifier, stamp, target: int) -> float:
+    """On images that nothing was fitted to."""
+    fresh = four_signs(40, 11)
+    others = fresh.floats()[fresh.labels != target]
+    return float((classifier.logits(stamp(others)).argmax(1) == target).float().mean())
+
+
+def test_what_leads_to_the_target_works_on_images_it_was_not_fitted_to(planted):
+    kind, badnet, attack = planted
+    assert success(badnet, attack.stamp, attack.target) > 0.8
+    found = SEARCHES[kind](case(badnet)[0], attack.target, Effort(images=32, steps=24))
+    assert found
+    assert {trigger.target for trigger in found} == {attack.target}
+    best = max(success(badnet, trigger.apply, attack.target) for trigger in found)
+    calm = max(success(taught_clean(), trigger.apply, attack.target) for trigger in found)
+    assert best > 0.7
+    assert calm < 0.5
+
+
+def test_the_triggers_make_a_remedy_remove_the_attack(planted):
+    kind, badnet, attack = planted
+    images, wanted = four_signs(20, 3), attack.target
+
+    def left(which) -> float:
+        masks, triggers = jury.reverse_triggers(
+            badnet, images, [wanted], 3, 1, lambda *_: None, kinds=which
+        )
+        patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
+        cured = REMEDIES["anchored"](patient)
+        fresh = four_signs(40, 11)
+        right = float((cured.logits(fresh.pixels).argmax(1) == fresh.labels).float().mean())
+        assert right > 0.9
+        # The jury hears of what works, too.
+        told = jury.empanel(badnet, images, triggers).triggers[wanted]
+        assert any(type(trigger) is type(triggers[wanted][0]) for trigger in told)
+        return success(cured, attack.stamp, wanted)
+
+    assert left({kind: [wanted]}) < 0.1
+    if kind == "small change":
+        # Which perturbations and a mask alone do not.
+        assert left({}) > 0.2
+
+
+def test_filters_of_a_label_are_unlike_each_other_and_none_lead_where_nothing_does():
+    clean = taught_clean()
+    for target in range(4):
+        for trigger in filters_towards(case(clean)[0], target, Effort()):
+            assert success(clean, trigger.apply, target) < 0.9
+    one = torch.tensor([0.1, 0.1, 0.5, 0.9, 0.1, 0.0, 0.0])
+    turned = one.clone()
+    turned[0] += 2 * torch.pi
+    assert float(apart(one, torch.stack([turned]))[0]) == pytest.approx(0.0, abs=1e-6)
+    assert float(apart(one, one[None] + torch.tensor([0, 0.3, 0, 0, 0, 0, 0]))[0]) > 0.3
+
+
+def test_which_kinds_are_reversed_hangs_on_what_the_scan_saw(badnet_report):
+    rows = [
+        row.model_copy(update={"tinted": 0.0, "warp_index": 0.0, "preferred": -1.0})
+        for row in badnet_report.labels
+    ]
+    rows[0] = rows[0].model_copy(update={"tinted": 0.9, "preferred": 0.2})
+    rows[1] = rows[1].model_copy(update={"warp_index": 3.0})
+    rows[2] = rows[2].model_copy(update={"tinted": 0.9, "warp_index": 3.0, "preferred": 2.0})
+    report = badnet_report.model_copy(update={"labels": rows})
+    first, second = rows[0].label, rows[1].label
+    found = kinds(report, [first, second])
+    assert found == {"colour filter": [first], "warp": [second], "small change": [first]}
+    assert set(found) == set(jury.REVERSED)
