@@ -59,7 +59,7 @@ def _repairs(goodnet: Any, classifier: Any, images: Any, report: Any) -> dict[st
     from dataclasses import replace
     from functools import partial
 
-    from goodnet.pipelines.jury import reverse_triggers
+    from goodnet.pipelines.reversing import reverse_triggers
     from goodnet.remedies import BASELINES, REMEDIES, Patient
     from goodnet.remedies.unlearning import PAPER, unlearning
 

@@ -256,8 +256,16 @@ def the_zoo(known: dict[str, Record]) -> str:
 def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     """What was measured on models that are retired, beside the test split only."""
     found = records(folder, known, "retired") if split == "test" else {}
-    expected = sum(t["split"] == "retired" and t["passes"] for t in known.values())
-    return ["## Earlier runs, on models that are retired\n", overall(found, expected)] * bool(found)
+    if not found:
+        return []
+    retired = {name for name, t in known.items() if t["split"] == "retired" and t["passes"]}
+    third = {row["model"] for row in found.get("third-run", [])}
+    parts = ["## Earlier runs, on models that are retired\n"]
+    for title, models in (("The third run", third), ("The first two runs", retired - third)):
+        mine = {m: [row for row in rows if row["model"] in models] for m, rows in found.items()}
+        mine = {method: rows for method, rows in mine.items() if rows}
+        parts += [f"### {title}\n", overall(mine, len(models))] * bool(mine)
+    return parts
 
 
 def elsewhere(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 
 from goodnet.classifier import Classifier
 from goodnet.images import Images
-from goodnet.pipelines import jury
+from goodnet.pipelines import reversing
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.load import load
 from goodnet.remedies import Patient
@@ -44,7 +44,7 @@ assert not [name for name in sys.modules if name.startswith("goodnet.")]
 
 
 def triggers_of(classifier: Classifier, images: Images, targets: list[int], seed: int = 1):
-    return jury.reverse_triggers(classifier, images, targets, seed, 1, lambda *_: None)
+    return reversing.reverse_triggers(classifier, images, targets, seed, 1, lambda *_: None)
 
 
 def report_of(classifier: Classifier, images: Images, targets: list[int]) -> ScanReport:

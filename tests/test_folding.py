@@ -16,8 +16,8 @@ from goodnet.formats.keras_files import load_keras
 from goodnet.formats.keras_network import KerasNetwork
 from goodnet.formats.torch_export import ExportModule
 from goodnet.images import Images
-from goodnet.pipelines.jury import reverse_triggers
 from goodnet.pipelines.load import load, quicker, save
+from goodnet.pipelines.reversing import reverse_triggers
 
 
 def norms(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from goodnet.attacks.poison import poison
 from goodnet.attacks.signs import YIELD, draw_signs
 from goodnet.attacks.train import small_cnn, train
 from goodnet.classifier import Classifier
-from goodnet.pipelines import jury
+from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.load import load
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.remedies.adversarial import AdversarialSettings, adversarial
@@ -39,7 +39,9 @@ def patients(badnet, honest) -> dict[str, Patient]:
     made = {}
     for kind, module in modules.items():
         classifier = load(module, badnet.clean)
-        masks, triggers = jury.reverse_triggers(classifier, mine, [YIELD], 1, 1, lambda *_: None)
+        masks, triggers = reversing.reverse_triggers(
+            classifier, mine, [YIELD], 1, 1, lambda *_: None
+        )
         made[kind] = Patient(classifier, mine.floats(), mine.labels, masks, triggers, seed=0)
     return made
 

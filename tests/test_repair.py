@@ -100,13 +100,15 @@ def test_anchored_lets_stamped_signs_be_read_again_and_the_head_alone(badnet, cu
 
 
 def test_half_the_way_lies_in_the_middle(badnet, found):
-    from goodnet.pipelines import jury
+    from goodnet.pipelines import reversing
     from goodnet.remedies import REMEDIES, Patient
     from goodnet.remedies.anchored import AnchoredSettings, anchored
 
     classifier, _ = found
     images = badnet.clean.floats()
-    masks, triggers = jury.reverse_triggers(classifier, badnet.clean, [1], 3, 1, lambda *_: None)
+    masks, triggers = reversing.reverse_triggers(
+        classifier, badnet.clean, [1], 3, 1, lambda *_: None
+    )
     patient = Patient(classifier, images, badnet.clean.labels, masks, triggers)
     start = REMEDIES["last-layer"](patient).module.state_dict()
     end = anchored(patient, AnchoredSettings(steps=20, reach=1.0)).module.state_dict()

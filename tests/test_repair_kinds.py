@@ -14,7 +14,7 @@ from goodnet.evidence import Effort
 from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
-from goodnet.pipelines import jury
+from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.suspects import kinds
 from goodnet.remedies import REMEDIES, Patient
 
@@ -67,7 +67,7 @@ def test_the_triggers_make_a_remedy_remove_the_attack(planted):
     images, wanted = four_signs(20, 3), attack.target
 
     def left(which) -> float:
-        masks, triggers = jury.reverse_triggers(
+        masks, triggers = reversing.reverse_triggers(
             badnet, images, [wanted], 3, 1, lambda *_: None, kinds=which
         )
         patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
@@ -110,4 +110,4 @@ def test_which_kinds_are_reversed_hangs_on_what_the_scan_saw(badnet_report):
     first, second = rows[0].label, rows[1].label
     found = kinds(report, [first, second])
     assert found == {"colour filter": [first], "warp": [second], "small change": [first]}
-    assert set(found) == set(jury.REVERSED)
+    assert set(found) == set(reversing.REVERSED)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from goodnet.reports import AccuracyLoss, FreshScan, Proportion, Standing
 from goodnet.statistics import one_sided
+from goodnet.trigger import NOBODY
 
 ERROR = 0.05
 FIRST_SHARE = 0.8
@@ -37,8 +38,9 @@ def judge(
 
     Args:
         loss: of clean accuracy; its confidence is that of the judgement.
-        attacks: target -> success of the worst reversed trigger after the repair; ``n`` is 0 where
-            none of them worked on the unrepaired model, so that nothing can be shown.
+        attacks: target (:data:`goodnet.trigger.NOBODY` for a map of all classes) -> success of the
+            worst reversed trigger after the repair; ``n`` is 0 where none of them worked on the
+            unrepaired model, so that nothing can be shown.
         max_accuracy_loss: limit, in [0, 1].
         max_attack_success: limit, in [0, 1].
     """
@@ -56,8 +58,9 @@ def judge(
         )
     worst = max(bounds, key=lambda target: attacks[target].value)
     if bounds[worst][0] > max_attack_success + ROUNDING:
+        goal = "what their class is sent to" if worst == NOBODY else f"label {worst}"
         return "refused", (
-            f"{attacks[worst].value:.1%} of stamped images still become label {worst}, "
+            f"{attacks[worst].value:.1%} of stamped images still become {goal}, "
             f"more than {max_attack_success:.1%}"
         )
     if not all(shown.n for shown in attacks.values()):

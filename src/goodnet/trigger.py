@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+NOBODY = -1
+"""The target of a trigger that takes images of all classes elsewhere, to no label in particular."""
+
 
 class Stamp(Protocol):
     """Whatever an attacker does to an image, of any family."""

@@ -21,6 +21,11 @@ class WarpTrigger:
     displacements: Tensor
     target: int
 
+    @property
+    def size(self) -> float:
+        """L2 norm of the displacements."""
+        return float(self.displacements.norm())
+
     def apply(self, images: Tensor) -> Tensor:
         """Warps ``images``, float ``(n, C, H, W)`` in [0, 1]; the result has the same range."""
         return warped(images, self.displacements[None].to(images))

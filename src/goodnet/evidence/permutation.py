@@ -8,10 +8,11 @@ own. Misses backdoors with one target: a complement to the other channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from goodnet import patches
@@ -19,7 +20,12 @@ from goodnet.evidence.case import Case
 from goodnet.evidence.class_map import ClassMap, read, readable
 from goodnet.evidence.untargeted import faint, local
 from goodnet.parallel import Stop, run_blocks
-from goodnet.trigger import Trigger
+from goodnet.trigger import NOBODY, Trigger
+
+Search = Callable[[Stop], list[Trigger]]
+
+KEPT = 3
+"""Triggers of one map that are wanted."""
 
 BUDGETS = (0.09, 0.15)
 """L2 budgets, as shares of the square root of the number of values in an image."""
@@ -52,15 +58,9 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
     # Of the whole model, so in no share of it.
     if case.share is not None or not readable(held_labels):
         return NOT_MEASURED
-    root = math.sqrt(math.prod(case.classifier.input_shape))
-    searches: list[Callable[[Stop], list[Trigger]]] = [
-        partial(_faint, case, share * root) for share in BUDGETS
-    ]
-    places = patches.grid(case.classifier.input_shape)
-    # Two pieces of work, whatever the number of workers.
-    searches += [partial(_local, case, places[first::2]) for first in (0, 1)]
+    searches = _searches(case)
 
-    def measure(search: Callable[[Stop], list[Trigger]], stop: Stop) -> Permutation:
+    def measure(search: Search, stop: Stop) -> Permutation:
         judged = [_judged(case, trigger, held, held_labels) for trigger in search(stop)]
         return max(judged, key=_order, default=NOT_MEASURED)
 
@@ -75,6 +75,47 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
     )
     best = max(found.values(), key=_order, default=NOT_MEASURED)
     return replace(best, cut_off=len(found) < len(searches))
+
+
+def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
+    """The changes that carry most images where a map of the classes says, the best one first.
+
+    Args:
+        case: the classifier, and the images that the changes are fitted to and tried on.
+        mapping: class -> the label that its images are to get.
+
+    Returns:
+        At most :data:`KEPT`, of :data:`goodnet.trigger.NOBODY`; none where no image is carried.
+    """
+    wanted = torch.tensor([mapping.get(label, NOBODY) for label in case.fit_labels.tolist()])
+    chosen = wanted != NOBODY
+
+    def measure(search: Search, stop: Stop) -> list[tuple[float, Trigger]]:
+        found = []
+        for trigger in search(stop) if bool(chosen.any()) else []:
+            after = case.classifier.logits(trigger.apply(case.fit)).argmax(1).cpu()
+            found.append((float((after == wanted)[chosen].float().mean()), trigger))
+        return found
+
+    parts = run_blocks(
+        measure,
+        _searches(case),
+        stage="reversing a map of the classes",
+        size=lambda _: 1,
+        workers=case.workers,
+        progress=case.progress,
+    )
+    found = [pair for index in sorted(parts) for pair in parts[index] if pair[0] > 0.0]
+    found.sort(key=lambda pair: -pair[0])
+    return [trigger for _, trigger in found[:KEPT]]
+
+
+def _searches(case: Case) -> list[Search]:
+    root = math.sqrt(math.prod(case.classifier.input_shape))
+    searches: list[Search] = [partial(_faint, case, share * root) for share in BUDGETS]
+    places = patches.grid(case.classifier.input_shape)
+    # Two pieces of work, whatever the number of workers.
+    return [*searches, *(partial(_local, case, places[first::2]) for first in (0, 1))]
 
 
 def _faint(case: Case, budget: float, stop: Stop) -> list[Trigger]:

@@ -18,10 +18,7 @@ from goodnet import patches
 from goodnet.classifier import Classifier
 from goodnet.parallel import Stop, Stopped
 from goodnet.perturbation import MOMENTUM, row_margins
-from goodnet.trigger import Trigger
-
-NOBODY = -1
-"""The target of a trigger that has none."""
+from goodnet.trigger import NOBODY, Trigger
 
 FAINT_STEPS, FAINT_IMAGES = 40, 32
 

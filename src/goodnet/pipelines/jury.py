@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from goodnet.classifier import Classifier
-from goodnet.device import repeatable
-from goodnet.evidence import CHANNELS, Case, Effort
-from goodnet.evidence.augmentation import changes_towards
-from goodnet.evidence.colour_filter import filters_towards
-from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
-from goodnet.inversion import QUICK
-from goodnet.parallel import Progress
 from goodnet.pipelines.conclude import answers_to
-from goodnet.pipelines.load import quicker
-from goodnet.pipelines.placing import AUTO, in_half, placed, threads
-from goodnet.preprocess import balanced
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
-from goodnet.trigger import Stamp, Trigger
+from goodnet.trigger import NOBODY, Stamp, Trigger
+from goodnet.warp import WarpTrigger
 
-REVERSED: dict[str, Callable[[Case, int, Effort], Sequence[Stamp]]] = {
-    "colour filter": filters_towards,
-    "warp": warps_towards,
-    "small change": changes_towards,
-}
-"""Families of triggers that are reversed where the scan saw signs of them; masks and perturbations
-are reversed for every target."""
-
-NO_KINDS: Mapping[str, Collection[int]] = MappingProxyType({})
-
+NO_MAP: Mapping[int, int] = MappingProxyType({})
 REPAIR_SHARE = 0.5
 """The share of the clean images that a remedy may use; the rest judges it."""
-
-CAREFUL = Effort(images=32, steps=24, inversion=replace(QUICK, batch=24, epochs=20))
-"""A few labels' triggers, by which a repair is made and judged, are worth more than a scan's."""
 
 WORKS = 0.5
 """A trigger that succeeds less often on the unrepaired model cannot show that a repair does."""
@@ -57,12 +36,25 @@ class Jury:
     """Held-out images ``(n, C, H, W)`` in [0, 1] with their labels ``(n,)``.
 
     Attributes:
-        triggers: target -> its triggers that work on the unrepaired model.
+        triggers: target -> its triggers that work on the unrepaired model, of perturbations and of
+            warps the least; those of a map of the classes are :data:`goodnet.trigger.NOBODY`'s.
+        stronger: target -> further ones, larger than it takes.
+        mapping: class -> label of that map.
     """
 
     pixels: Tensor
     labels: Tensor
     triggers: dict[int, list[Stamp]]
+    mapping: Mapping[int, int] = field(default_factory=dict)
+    stronger: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
+
+    def wanted(self, target: int) -> Tensor:
+        """The label that each image is to get by a trigger, ``(n,)``; NOBODY if none of another
+        class is.
+        """
+        labels = self.labels.tolist()
+        goals = [self.mapping.get(n, NOBODY) if target == NOBODY else target for n in labels]
+        return torch.tensor([NOBODY if g == n else g for g, n in zip(goals, labels, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -72,15 +64,19 @@ class Findings:
     Attributes:
         right: ``(n,)`` bool, of the clean images.
         accuracy: the share of them.
-        attacks: target -> success of its worst trigger.
+        attacks: target, or NOBODY -> success of its worst trigger.
         recovered: target -> share of the images under its triggers that are known for what they
             are, of the trigger that leaves the fewest.
+        hardest: the same two, worst of all targets, under the stronger triggers as well: by that
+            repairs are told from each other. It is no proof against one, as a change that is large
+            enough makes a clean network err, too.
     """
 
     right: Tensor
     accuracy: Proportion
     attacks: dict[int, Proportion]
     recovered: dict[int, Proportion]
+    hardest: tuple[float, float]
 
 
 def split(images: Images, seed: int) -> tuple[Images, Images]:
@@ -95,72 +91,47 @@ def split(images: Images, seed: int) -> tuple[Images, Images]:
     return images.select(order[~judge]), images.select(order[judge])
 
 
-def reverse_triggers(
+def empanel(
     classifier: Classifier,
     images: Images,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-    device: str = AUTO,
-    *,
-    kinds: Mapping[str, Collection[int]] = NO_KINDS,
-) -> tuple[dict[int, Trigger], dict[int, list[Stamp]]]:
-    """The mask trigger, and all triggers, of every target, fitted to ``images`` alone.
-
-    Args:
-        classifier: the BadNet.
-        images: clean ones.
-        targets: the labels.
-        seed: of everything random.
-        workers: threads.
-        progress: told what is being done.
-        device: the scan's.
-        kinds: name in :data:`REVERSED` -> those of the targets that such triggers are wanted for.
-    """
-    chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
-    pixels = chosen.floats()
-    quick = in_half(quicker(placed(classifier, device, pixels), pixels), pixels)
-    place = quick.device.place
-    case = Case(
-        quick,
-        pixels.to(place),
-        chosen.labels.to(place),
-        seed,
-        threads(quick, workers),
-        progress,
-    )
-    effort = replace(CAREFUL, purpose="reversing triggers")
-    with repeatable(quick.device):
-        margins = CHANNELS["universal_margin"](case, targets, effort)
-        inverted = CHANNELS["mask_l1"](case, targets, effort)
-        further: list[Stamp] = [
-            trigger
-            for kind in kinds
-            for target in kinds[kind]
-            for trigger in REVERSED[kind](case, target, effort)
-        ]
-    masks = {target: inverted.triggers[target][0] for target in targets}
-    every: dict[int, list[Stamp]] = {
-        target: [
-            *(trigger for trigger in further if trigger.target == target),
-            *margins.triggers.get(target, ()),
-            masks[target],
-        ]
-        for target in targets
-    }
-    return masks, every
-
-
-def empanel(classifier: Classifier, images: Images, triggers: dict[int, list[Stamp]]) -> Jury:
+    triggers: Mapping[int, Sequence[Stamp]],
+    mapping: Mapping[int, int] = NO_MAP,
+) -> Jury:
     """A jury with triggers of its own, fitted to the unrepaired ``classifier`` on ``images``."""
-    pixels, labels = images.floats(), images.labels
+    everyone = Jury(images.floats(), images.labels, {}, mapping)
 
     def works(trigger: Stamp) -> bool:
-        answers = _answers(classifier, pixels[labels != trigger.target], trigger)
-        return len(answers) > 0 and float((answers == trigger.target).float().mean()) >= WORKS
+        wanted = everyone.wanted(trigger.target)
+        answers = _answers(classifier, everyone.pixels[wanted != NOBODY], trigger)
+        hits = answers == wanted[wanted != NOBODY]
+        return len(hits) > 0 and float(hits.float().mean()) >= WORKS
 
-    return Jury(pixels, labels, {t: list(filter(works, row)) for t, row in triggers.items()})
+    kept = {target: list(filter(works, row)) for target, row in triggers.items()}
+    parted = {target: _parted(row) for target, row in kept.items()}
+    return replace(
+        everyone,
+        triggers={target: least for target, (least, _) in parted.items()},
+        stronger={target: larger for target, (_, larger) in parted.items()},
+    )
+
+
+def _parted(triggers: Sequence[Stamp]) -> tuple[list[Stamp], list[Stamp]]:
+    """Without larger versions of others (perturbations, warps), and those."""
+    least: list[Stamp] = []
+    larger: list[Stamp] = []
+    seen: set[type[Stamp]] = set()
+    for trigger in sorted(triggers, key=_size):
+        (larger if type(trigger) in seen else least).append(trigger)
+        if _size(trigger) > 0:
+            seen.add(type(trigger))
+    return least, larger
+
+
+def _size(trigger: Stamp) -> float:
+    """The norm of a perturbation or a warp; 0 of what comes in one size only."""
+    if isinstance(trigger, WarpTrigger):
+        return trigger.size
+    return trigger.size if isinstance(trigger, Trigger) and trigger.family == "additive" else 0.0
 
 
 def _answers(classifier: Classifier, images: Tensor, trigger: Stamp) -> Tensor:
@@ -174,16 +145,29 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
     """What the jury sees of ``classifier``."""
     right = answers_to(classifier, jury.pixels) == jury.labels
     attacks, recovered = {}, {}
+    hits, known = [], []
     for target, triggers in jury.triggers.items():
-        chosen = jury.labels != target
-        others, truth = jury.pixels[chosen], jury.labels[chosen]
-        answers = [_answers(classifier, others, trigger) for trigger in triggers]
-        n = len(truth) if triggers else 0
-        # The worst trigger, not the mean: stamps that fail must not hide one that works.
-        hits = max((int((answer == target).sum()) for answer in answers), default=0)
-        known = min((int((answer == truth).sum()) for answer in answers), default=0)
-        attacks[target], recovered[target] = proportion(hits, n), proportion(known, n)
-    return Findings(right, proportion(int(right.sum()), len(right)), attacks, recovered)
+        attacks[target], recovered[target] = _under(jury, classifier, target, triggers)
+        larger = _under(jury, classifier, target, jury.stronger.get(target, ()))
+        hits += [attacks[target].value, larger[0].value]
+        known += [share.value for share in (recovered[target], larger[1]) if share.n]
+    hardest = (max(hits, default=1.0), min(known, default=0.0))
+    return Findings(right, proportion(int(right.sum()), len(right)), attacks, recovered, hardest)
+
+
+def _under(
+    jury: Jury, classifier: Classifier, target: int, triggers: Sequence[Stamp]
+) -> tuple[Proportion, Proportion]:
+    """Success of the worst trigger, and of the worst the share of images that are known again."""
+    wanted = jury.wanted(target)
+    chosen = wanted != NOBODY
+    others, truth, goal = jury.pixels[chosen], jury.labels[chosen], wanted[chosen]
+    answers = [_answers(classifier, others, trigger) for trigger in triggers]
+    n = len(truth) if triggers else 0
+    # The worst trigger, not the mean: stamps that fail must not hide one that works.
+    hits = max((int((answer == goal).sum()) for answer in answers), default=0)
+    known = min((int((answer == truth).sum()) for answer in answers), default=0)
+    return proportion(hits, n), proportion(known, n)
 
 
 def rejections(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
@@ -24,9 +23,10 @@ from goodnet.pipelines.begin import check_seed
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.placing import AUTO
+from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import along, kinds, suspected
-from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
+from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
 from goodnet.reports import (
     Certificate,
@@ -37,6 +37,7 @@ from goodnet.reports import (
     ScanReport,
     Standing,
 )
+from goodnet.trigger import NOBODY
 from goodnet.version import __version__
 
 FRESH_CONTROLS = 12
@@ -84,8 +85,7 @@ class _Candidate:
         images, each counted once.
         """
         findings = self.findings
-        worst = max((a.value for a in findings.attacks.values()), default=1.0)
-        known = min((r.value for r in findings.recovered.values()), default=0.0)
+        worst, known = findings.hardest
         loss = before.accuracy.value - findings.accuracy.value
         small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
         return small, findings.accuracy.value - worst + known
@@ -131,7 +131,7 @@ def repair(
     """
     started = time.monotonic()
     check_seed(seed)
-    names = _names(remedy, max_accuracy_loss, max_attack_success, max_false_alarms)
+    first, later = _names(remedy, max_accuracy_loss, max_attack_success, max_false_alarms)
     check_images(images, classifier=classifier)
     filtering.check(classifier, remedy)
     if report is None:
@@ -141,14 +141,18 @@ def repair(
     means = (workers, progress, device)
     targets = _targets(classifier, report, force)
     mine, theirs = juries.split(images, seed)
-    reverse = partial(juries.reverse_triggers, kinds=kinds(report, targets))
-    masks, triggers = reverse(classifier, mine, targets, seed + 1, *means)
+    mapping = {} if remedy in OF_ROWS or not report.targets else report.mapping
+    wanted = Wanted(targets, kinds(report, targets), mapping)
+    masks, triggers = reverse(wanted, classifier, mine, seed + 1, *means)
+    mapped = NOBODY in triggers
+    if mapped:
+        first, later = ([name for name in some if name not in OF_ROWS] for some in (first, later))
     patient = Patient(
         classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
     )
-    _, others = reverse(classifier, theirs, targets, seed + 2, *means)
-    jury = juries.empanel(classifier, theirs, others)
-    suspects = [] if remedy in WITHOUT_TRIGGERS else suspected(report, targets)
+    _, others = reverse(wanted, classifier, theirs, seed + 2, *means)
+    jury = juries.empanel(classifier, theirs, others, mapping)
+    suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
@@ -161,7 +165,6 @@ def repair(
 
     candidates: list[_Candidate] = []
     best: _Candidate | None = None
-    first, later = names
     rounds = [first, *([name] for name in later)]
     # One more for the best remedy with the suspects along.
     sure = confidences(len(first), len(later) + bool(suspects))
@@ -179,8 +182,7 @@ def repair(
         progress(
             f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
         )
-        reversing = (classifier, mine, suspects, seed + 4, *means)
-        wider = along(patient, *juries.reverse_triggers(*reversing))
+        wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seed + 4, *means))
         candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
         candidate.also = tuple(suspects)
         candidates.append(candidate)

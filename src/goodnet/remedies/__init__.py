@@ -46,4 +46,7 @@ BY_NAME = (*BASELINES, "filter")
 WITHOUT_TRIGGERS = (*BASELINES, "adversarial")
 """These do not look at the triggers, so that one result is for all labels."""
 
-__all__ = ["BASELINES", "BY_NAME", "FIRST", "REMEDIES", "WITHOUT_TRIGGERS", "Patient"]
+OF_ROWS = ("last-layer", "filter", "pruning")
+"""These look at what each target has to itself, of which a map of all classes leaves nothing."""
+
+__all__ = ["BASELINES", "BY_NAME", "FIRST", "OF_ROWS", "REMEDIES", "WITHOUT_TRIGGERS", "Patient"]

@@ -30,6 +30,7 @@ from goodnet.head import find_head
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable
+from goodnet.trigger import NOBODY
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,11 @@ def anchored(patient: Patient, settings: AnchoredSettings = DEFAULT) -> Classifi
 
 
 def _start(patient: Patient) -> tuple[Classifier, bool]:
-    """The network with re-fitted rows, or, where it has no last layer, as it is."""
+    """The network with re-fitted rows, or as it is, where it has no last layer or no target has a
+    row of its own in the backdoor.
+    """
+    if NOBODY in patient.triggers:
+        return patient.classifier, False
     try:
         if "last-layer" not in patient.kept:
             patient.kept["last-layer"] = last_layer(patient)
@@ -130,7 +135,7 @@ def _train(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=rate)
     falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
-    targets = sorted(patient.triggers)
+    targets = sorted(patient.triggers.keys() - {NOBODY})
     spread = answers.std().clamp_min(1e-6)
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(settings.steps):

@@ -23,7 +23,8 @@ class Patient:
         images: float32 ``(n, C, H, W)`` in [0, 1]: the clean images that a remedy may use.
         labels: int64 ``(n,)``.
         masks: target -> its reversed trigger (mask and pattern).
-        triggers: target -> every trigger that was found for it, of all families.
+        triggers: target -> every trigger that was found for it, of all families; those of a map of
+            the classes, which has no target, are :data:`goodnet.trigger.NOBODY`'s.
         seed: of everything random.
         false_alarms: the share of clean images that a filter may reject, in [0, 1].
         kept: what one remedy has computed that another can use, by a name of its own.

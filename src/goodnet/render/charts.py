@@ -173,7 +173,8 @@ def repair_bars(repair: RepairReport) -> list[tuple[str, list[Bar]]]:
         )
     ]
     for label, before in certificate.attack_success_before.items():
-        name = f"Attack success, label {label_name(repair.scan, label)}"
+        which = "" if label < 0 else "label "
+        name = f"Attack success, {which}{label_name(repair.scan, label)}"
         groups.append((name, _pair(before, certificate.attack_success_after.get(label))))
     return groups
 

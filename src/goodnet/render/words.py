@@ -90,7 +90,9 @@ def plain(text: str, longest: int | None = None) -> str:
 
 
 def label_name(report: ScanReport | None, label: int) -> str:
-    """The label's number, and its class name where ``report`` knows one."""
+    """The label's number, and its class name where ``report`` knows one; of NOBODY, what it is."""
+    if label < 0:  # Nobody's: a map of all classes.
+        return "each class to another"
     return str(label) if report is None else plain(report.name(label), LONGEST_NAME)
 
 

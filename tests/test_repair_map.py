@@ -1,0 +1,93 @@
+"""An all-to-all backdoor has no target: the repair reverses the map and removes that."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from render_case import printed
+from test_evidence import four_signs, taught_clean, taught_permuted
+from torch import nn
+
+from goodnet.attacks import all_to_all
+from goodnet.attacks.scene import Scene
+from goodnet.certificate import judge
+from goodnet.pipelines import jury, reversing
+from goodnet.pipelines.repair import repair
+from goodnet.pipelines.scan import scan
+from goodnet.render.html import scan_page
+from goodnet.render.text import repair_text
+from goodnet.reports import RepairReport
+from goodnet.trigger import NOBODY
+
+MAP = {0: 1, 1: 2, 2: 3, 3: 0}
+
+
+@pytest.fixture(scope="module")
+def cured():
+    """The network is repaired as if it had enough classes for a verdict."""
+    badnet, images = taught_permuted(), four_signs(40, 3)
+    report = scan(badnet, images).model_copy(
+        update={"verdict": "backdoored", "targets": sorted(MAP), "mapping": MAP}
+    )
+    return badnet, images, report, repair(badnet, images, report)
+
+
+def judged(classifier) -> tuple[float, float, float]:
+    """Accuracy, attack success and recovered accuracy, on images that nobody has seen."""
+    attack = all_to_all.make(Scene(four_signs(150, 1), 4, 0, nn.Identity), target=0, rate=0.5)
+    fresh = four_signs(40, 11)
+    answers = classifier.logits(fresh.pixels).argmax(1)
+    stamped = classifier.logits(attack.stamp(fresh.floats())).argmax(1)
+    goals = (fresh.labels + 1) % 4
+    shares = (answers == fresh.labels, stamped == goals, stamped == fresh.labels)
+    return tuple(float(share.float().mean()) for share in shares)
+
+
+def test_the_map_is_gone_and_images_are_known_again(cured):
+    badnet, _, _, goodnet = cured
+    before, after = judged(badnet), judged(goodnet.classifier)
+    assert before[1] > 0.9
+    assert goodnet.report.repaired
+    assert after[1] < 0.1
+    assert after[2] > 0.8
+    assert after[0] > before[0] - 0.05
+
+
+def test_the_certificate_speaks_of_the_map_and_not_of_a_label(cured):
+    report = cured[3].report
+    certificate = report.certificate
+    assert set(certificate.attack_success_before) == {NOBODY}
+    assert certificate.attack_success_before[NOBODY].value > 0.5
+    assert certificate.attack_success_after[NOBODY].value < 0.1
+    # Every held-out image shows the attack, as each class has a label to go to.
+    assert certificate.attack_success_before[NOBODY].n == report.held_out_images
+    assert not {trial.remedy for trial in report.trials} & {"last-layer", "pruning", "filter"}
+    assert RepairReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_every_rendering_says_what_is_meant(cured):
+    report = cured[3].report
+    assert "attack success, each class" in printed(repair_text(report))
+    page = scan_page(cured[2], report)
+    assert "Attack success, each class to another" in page
+    assert "label -1" not in page
+
+
+def test_nothing_follows_a_map_in_a_clean_network():
+    clean, images = taught_clean(), four_signs(20, 3)
+    found = reversing.reverse_map(clean, images, MAP, 0, 1, lambda *_: None)
+    panel = jury.empanel(clean, images, {NOBODY: found}, MAP)
+    assert panel.triggers[NOBODY] == []
+    # Nobody can be shown to be cured of what does not work.
+    told = jury.hear(panel, clean)
+    standing, reason = judge(jury.loss(told, told, 0.95), told.attacks, 0.02, 0.02)
+    assert standing == "refused"
+    assert "no reversed trigger works" in reason
+
+
+def test_images_of_classes_that_the_map_leaves_alone_do_not_count():
+    images = four_signs(5, 3)
+    panel = jury.Jury(images.floats(), images.labels, {}, {0: 1, 2: 2})
+    wanted = panel.wanted(NOBODY)
+    assert torch.equal(wanted, torch.where(images.labels == 0, 1, NOBODY))
+    assert torch.equal(panel.wanted(3), torch.where(images.labels == 3, NOBODY, 3))
