@@ -92,6 +92,20 @@ def goodnet_record(
     return record
 
 
+def repaired_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
+    """What today's repair makes of a scan that ``--method default`` left beside the model: the
+    repair may have been worked on since, where nothing of the scan has.
+    """
+    import goodnet
+    from goodnet.pipelines.saved import load_report
+
+    defender = zoo.defender(truth["data"], truth["split"])
+    classifier = goodnet.load(place / truth["file"], defender)
+    report = load_report(place / "scan.json")
+    repair = repair_record(goodnet, classifier, report, defender, truth)
+    return {"targets": report.targets, "version": report.version, "repair": repair}
+
+
 def _leader(entry: Any) -> dict[str, Any]:
     """What was measured for a label, in a line."""
     indexes = ("mask", "margin", "patch", "noise", "warp")

@@ -27,7 +27,8 @@ from typing import Any
 import zoo
 from records import RESULTS, checksum, summarise_zoo, truths
 
-METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence", "repair")
+METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence")
+METHODS += ("repair", "repaired")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
 LATE = ("would take", "not done after")
@@ -37,7 +38,7 @@ LATE = ("would take", "not done after")
 def one(method: str, model: str, folder: Path, output: Path, limit: float) -> None:
     """Measures one model, in this process, and writes its record."""
     from measure_evidence import evidence_record
-    from measure_goodnet import goodnet_record
+    from measure_goodnet import goodnet_record, repaired_record
     from measure_peer import PEERS, peer_record
     from measure_repair import repair_comparison
 
@@ -49,6 +50,8 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
             record = evidence_record(truth, place)
         elif method == "repair":
             record = repair_comparison(truth, place)
+        elif method == "repaired":
+            record = repaired_record(truth, place)
         else:
             make = peer_record if method in PEERS else goodnet_record
             record = make(method, truth, place, bound)
@@ -115,7 +118,7 @@ def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
                 if given.only in model
                 and not record_of(given, method, model).exists()
                 and _took(given.zoo / model / "truth.json")
-                and (method != "repair" or _scanned(given.zoo / model))
+                and (method not in ("repair", "repaired") or _scanned(given.zoo / model))
             ]
             if models:
                 found.append((method, models))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -159,6 +160,13 @@ def triggers(rows: list[Record]) -> str:
     return table(["attack", "targets named rightly", "IoU, median", "least"], lines)
 
 
+def with_todays_repair(rows: list[Record], folder: Path) -> list[Record]:
+    """The records with the repairs of ``run.py --method repaired``, where those were measured."""
+    files = {row["model"]: folder / "repaired" / f"{row['model']}.json" for row in rows}
+    found = {m: json.loads(f.read_text("utf-8")) for m, f in files.items() if f.exists()}
+    return [row | {"repair": found.get(row["model"], row).get("repair")} for row in rows]
+
+
 def repairs(rows: list[Record]) -> str:
     """What the repair cost and removed, by attack; of falsely accused clean models, what it cost.
 
@@ -310,7 +318,7 @@ def main() -> None:
         "## Reversed masks against the true ones\n",
         triggers(rows),
         "## Repair by goodnet's default\n",
-        repairs(rows),
+        repairs(with_todays_repair(rows, given.results)),
         "## Repairs side by side\n",
         repairs_compared(repair_records(given.results, known, given.split)),
         "## Where a method could not be run\n",

@@ -104,8 +104,8 @@ def test_which_kinds_are_reversed_hangs_on_what_the_scan_saw(badnet_report):
         for row in badnet_report.labels
     ]
     rows[0] = rows[0].model_copy(update={"tinted": 0.9, "preferred": 0.2})
-    rows[1] = rows[1].model_copy(update={"warp_index": 3.0})
-    rows[2] = rows[2].model_copy(update={"tinted": 0.9, "warp_index": 3.0, "preferred": 2.0})
+    rows[1] = rows[1].model_copy(update={"warp_index": 5.0})
+    rows[2] = rows[2].model_copy(update={"tinted": 0.9, "warp_index": 5.0, "preferred": 2.0})
     report = badnet_report.model_copy(update={"labels": rows})
     first, second = rows[0].label, rows[1].label
     found = kinds(report, [first, second])

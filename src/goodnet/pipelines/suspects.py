@@ -9,9 +9,13 @@ from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
 from goodnet.scores import TINT_UNIT
 from goodnet.trigger import Stamp, Trigger
-from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
+from goodnet.verdict import FOREIGN, SUSPICIOUS
 
 MOST = 3
+
+WARPED = 4.0
+"""The index of a target that is taken for one of warps: labels of clean networks come up to 2.6, and
+targets of other attacks, which are easily led in every way, up to 3.5."""
 
 
 def suspected(report: ScanReport, targets: list[int]) -> list[int]:
@@ -40,7 +44,7 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
     known = [rows[label] for label in targets if label in rows]
     return {
         "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
-        "warp": [r.label for r in known if (r.warp_index or 0.0) >= LOUD],
+        "warp": [r.label for r in known if (r.warp_index or 0.0) >= WARPED],
         # Above 0 the change leads to it and to no other label, on the average.
         "small change": [r.label for r in known if (r.preferred or -1.0) > 0.0],
     }
