@@ -14,8 +14,8 @@ from goodnet.verdict import FOREIGN, SUSPICIOUS
 MOST = 3
 
 WARPED = 4.0
-"""The index of a target that is taken for one of warps: labels of clean networks come up to 2.6, and
-targets of other attacks, which are easily led in every way, up to 3.5."""
+"""The index of a target that is taken for one of warps: labels of clean networks come up to 2.6,
+and targets of other attacks, which are easily led in every way, up to 3.5."""
 
 
 def suspected(report: ScanReport, targets: list[int]) -> list[int]:
