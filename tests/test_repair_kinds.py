@@ -103,7 +103,7 @@ def test_which_kinds_are_reversed_hangs_on_what_the_scan_saw(badnet_report):
         row.model_copy(update={"tinted": 0.0, "warp_index": 0.0, "preferred": -1.0})
         for row in badnet_report.labels
     ]
-    rows[0] = rows[0].model_copy(update={"tinted": 0.9, "preferred": 0.2})
+    rows[0] = rows[0].model_copy(update={"tinted": 0.9, "preferred": 1.2})
     rows[1] = rows[1].model_copy(update={"warp_index": 5.0})
     rows[2] = rows[2].model_copy(update={"tinted": 0.9, "warp_index": 5.0, "preferred": 2.0})
     report = badnet_report.model_copy(update={"labels": rows})

@@ -13,6 +13,10 @@ from goodnet.verdict import FOREIGN, SUSPICIOUS
 
 MOST = 3
 
+CHANGED = 1.0
+"""The margin under a small change, in units of a clean image's, from which that is taken for the
+trigger: to teach a network that changes mean nothing costs accuracy where they are not."""
+
 WARPED = 4.0
 """The index of a target that is taken for one of warps: labels of clean networks come up to 2.6,
 and targets of other attacks, which are easily led in every way, up to 3.5."""
@@ -45,8 +49,7 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
     return {
         "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
         "warp": [r.label for r in known if (r.warp_index or 0.0) >= WARPED],
-        # Above 0 the change leads to it and to no other label, on the average.
-        "small change": [r.label for r in known if (r.preferred or -1.0) > 0.0],
+        "small change": [r.label for r in known if (r.preferred or 0.0) >= CHANGED],
     }
 
 
