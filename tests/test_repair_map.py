@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from render_case import printed
-from test_evidence import four_signs, taught_clean, taught_permuted
+from test_evidence import four_signs, taught_clean, taught_permuted, wrap
 from torch import nn
 
 from goodnet.attacks import all_to_all
 from goodnet.attacks.scene import Scene
 from goodnet.certificate import judge
+from goodnet.errors import GoodnetError
+from goodnet.images import Images
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.repair import repair
 from goodnet.pipelines.scan import scan
 from goodnet.render.html import scan_page
 from goodnet.render.text import repair_text
 from goodnet.reports import RepairReport
-from goodnet.trigger import NOBODY
+from goodnet.trigger import NOBODY, Trigger
+from goodnet.warp import WarpTrigger
 
 MAP = {0: 1, 1: 2, 2: 3, 3: 0}
 
@@ -91,3 +96,49 @@ def test_images_of_classes_that_the_map_leaves_alone_do_not_count():
     wanted = panel.wanted(NOBODY)
     assert torch.equal(wanted, torch.where(images.labels == 0, 1, NOBODY))
     assert torch.equal(panel.wanted(3), torch.where(images.labels == 3, NOBODY, 3))
+
+
+def test_a_label_that_the_map_does_not_reach_is_reversed_beside_it(cured):
+    badnet, images = cured[:2]
+    wanted = reversing.Wanted([0, 1, 2], {"warp": [0, 2]}, {0: 1, 1: 2, 2: 3, 3: 1})
+    masks, triggers = reversing.reverse(wanted, badnet, images, 0, 1, lambda *_: None)
+    assert set(masks) == set(triggers) == {NOBODY, 0}
+    assert any(isinstance(trigger, WarpTrigger) for trigger in triggers[0])
+
+
+def test_a_report_whose_map_names_labels_that_are_not_there_is_refused(cured):
+    badnet, images, report, _ = cured
+    for mapping in ({0: 4}, {10**30: 1}, {-1: 2}):
+        other = report.model_copy(update={"mapping": mapping})
+        with pytest.raises(GoodnetError) as caught:
+            repair(badnet, images, other)
+        assert caught.value.code == "R002"
+
+
+def test_a_repair_is_refused_by_the_least_change_that_works_and_ranked_by_all():
+    """Brightness decides: a perturbation that is large enough misleads any network."""
+    network = wrap(Brightness(), (1, 4, 4), 2)
+    images = Images(torch.full((30, 1, 4, 4), 100, dtype=torch.uint8), torch.arange(30) % 2 * 0)
+    spot = torch.ones(1, 4, 4)
+    changes = [Trigger(spot, d * spot, 1, "additive") for d in (0.4, 0.05, 0.2)]
+    patch = Trigger(spot, torch.ones(1, 4, 4), 1)
+    panel = jury.empanel(network, images, {1: [*changes, patch]})
+    # .05 does not work (100 / 255 + .05 < .5), so .2 is the least that does.
+    assert panel.triggers[1] == [patch, changes[2]]
+    assert panel.stronger[1] == [changes[0]]
+    cured = wrap(Brightness(0.75), (1, 4, 4), 2)
+    told = jury.hear(replace(panel, triggers={1: [changes[2]]}), cured)
+    assert told.attacks[1].value == 0.0, "what was a backdoor is gone"
+    assert told.hardest == (1.0, 0.0), "and the larger one still counts among candidates"
+
+
+class Brightness(nn.Module):
+    """Label 1 is what is lighter than a bound."""
+
+    def __init__(self, bound: float = 0.5) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x):
+        light = x.mean((1, 2, 3)) - self.bound
+        return torch.stack([-light, light], 1)

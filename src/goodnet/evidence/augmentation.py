@@ -102,7 +102,8 @@ def changes_towards(case: Case, target: int, effort: Effort) -> list[ChangeTrigg
         target: the label.
         effort: plays no part: every change is tried once, on all images.
     """
-    images = case.fit[case.fit_labels != target]
+    # Patterns lie on the processor; the classifier takes images from anywhere.
+    images = case.fit[case.fit_labels != target].cpu()
     found = []
     for name, change in changes(case.classifier.input_shape, case.seed):
         if name != MIXED and len(images):

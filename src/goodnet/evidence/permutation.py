@@ -87,13 +87,15 @@ def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
     Returns:
         At most :data:`KEPT`, of :data:`goodnet.trigger.NOBODY`; none where no image is carried.
     """
+    # Triggers lie on the processor; the classifier takes images from anywhere.
+    images = case.fit.cpu()
     wanted = torch.tensor([mapping.get(label, NOBODY) for label in case.fit_labels.tolist()])
     chosen = wanted != NOBODY
 
     def measure(search: Search, stop: Stop) -> list[tuple[float, Trigger]]:
         found = []
         for trigger in search(stop) if bool(chosen.any()) else []:
-            after = case.classifier.logits(trigger.apply(case.fit)).argmax(1).cpu()
+            after = case.classifier.logits(trigger.apply(images)).argmax(1)
             found.append((float((after == wanted)[chosen].float().mean()), trigger))
         return found
 

@@ -241,6 +241,7 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
             "scan this model, or leave the report out",
         )
     told = [*report.targets, *(row.label for row in report.labels)]
+    told += [label for pair in report.mapping.items() for label in pair]
     if not all(0 <= label < classifier.num_classes for label in told):
         raise GoodnetError(
             "R002",

@@ -46,7 +46,7 @@ class Wanted:
         targets: labels.
         kinds: name in :data:`REVERSED` -> those of them that such triggers are wanted for.
         mapping: class -> label of a map of the classes; where there is one it takes the place of
-            all targets, and its triggers are :data:`goodnet.trigger.NOBODY`'s.
+            the targets that it reaches, and its triggers are :data:`goodnet.trigger.NOBODY`'s.
     """
 
     targets: list[int]
@@ -65,11 +65,18 @@ def reverse(
 ) -> Reversed:
     """What is wanted, fitted to ``images`` alone; of a map that no change follows, its targets'."""
     means = (seed, workers, progress, device)
-    if wanted.mapping:
-        found = reverse_map(classifier, images, wanted.mapping, *means)
-        if found:
-            return {NOBODY: found[0]}, {NOBODY: list(found)}
-    return reverse_triggers(classifier, images, wanted.targets, *means, kinds=wanted.kinds)
+    masks: dict[int, Trigger] = {}
+    every: dict[int, list[Stamp]] = {}
+    alone = wanted.targets
+    found = reverse_map(classifier, images, wanted.mapping, *means) if wanted.mapping else []
+    if found:
+        masks[NOBODY], every[NOBODY] = found[0], list(found)
+        alone = [n for n in wanted.targets if n not in wanted.mapping.values()]
+    if alone:
+        kinds = {kind: [n for n in some if n in alone] for kind, some in wanted.kinds.items()}
+        more = reverse_triggers(classifier, images, alone, *means, kinds=kinds)
+        masks, every = masks | more[0], every | more[1]
+    return masks, every
 
 
 def reverse_triggers(
@@ -82,7 +89,7 @@ def reverse_triggers(
     device: str = AUTO,
     *,
     kinds: Mapping[str, Collection[int]] = NO_KINDS,
-) -> tuple[dict[int, Trigger], dict[int, list[Stamp]]]:
+) -> Reversed:
     """The mask trigger, and all triggers, of every target, fitted to ``images`` alone.
 
     Args:

@@ -41,7 +41,7 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
     """What further families of triggers the scan saw signs of, and of which targets.
 
     Returns:
-        Name in :data:`goodnet.pipelines.jury.REVERSED` -> targets that such a trigger leads to
+        Name in :data:`goodnet.pipelines.reversing.REVERSED` -> targets that such a trigger leads to
         further than to any label of most clean models.
     """
     rows = {row.label: row for row in report.labels}

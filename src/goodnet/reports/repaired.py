@@ -37,7 +37,9 @@ class RemedyTrial(Data):
     Attributes:
         standing: whether the result can be shown to keep the limits, shown not to, or neither.
         accepted: whether this is the one that was handed over.
-        recovered: target -> share of the stamped images that are known for what they are again.
+        attack_success: target, or -1 for a map of all classes -> share of stamped images that get
+            what the attack wants, under the worst of the least triggers that worked before.
+        recovered: the same -> share of the stamped images that are known for what they are again.
         also: labels that were treated along with the targets.
     """
 
@@ -88,6 +90,8 @@ class Certificate(Data):
             names no target; ``"refused"`` where one is shown to be broken.
         confidence: of each bound that the standing rests on; higher than .95 where several
             remedies were to be tried, as each is one more chance to pass by luck.
+        attack_success_before, attack_success_after, recovered_before, recovered_after: as of a
+            :class:`RemedyTrial`.
         worst_classes: those that lost most, if any did.
         fresh: a cold-start scan of the result; None where nothing was worth one.
     """
