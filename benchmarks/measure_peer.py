@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 import zoo
+from trained import load_network
+
+from goodnet.pipelines.attack import write_model
 
 PEERS = {"art": ".h5", "trojanzoo": ".pt", "backdoormbti": ".pt"}
 """Peer -> the format that it gets."""
@@ -82,10 +85,6 @@ def handed_over(
     Returns:
         What the peer's program is told; None where the peer does not take this kind of model.
     """
-    from train import load_network
-
-    from goodnet.pipelines.attack import write_model
-
     setup = next(s for s in zoo.setups() if truth["model"] in s.models())
     shown = zoo.pictures(truth["data"], truth["recipe"]["seed"], truth["split"])
     network, scale = load_network(setup, place, shown), truth["recipe"]["preprocess"]

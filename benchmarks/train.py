@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import safetensors.torch
 import torch
 import zoo
+from trained import load_network
 
 from goodnet.attacks.scene import Scene
 from goodnet.attacks.table import make_attack
@@ -112,18 +113,6 @@ def refuse_changed(setup: zoo.Setup, folder: Path) -> None:
             same &= truth.get("options", {}) == zoo.attack_options(name, setup.data)[1]
         if not same:
             raise SystemExit(f"{path.parent} was made by other settings; remove it to train anew")
-
-
-def load_network(setup: zoo.Setup, place: Path, shown: zoo.Pictures):
-    """The trained network of a directory, with its preprocessing."""
-    from goodnet.attacks.networks import build
-    from goodnet.pipelines.attack import Scaled
-    from goodnet.preprocess import parse
-
-    shape = shown.training.shape
-    inner = build(setup.recipe.architecture, shape, shown.num_classes)
-    inner.load_state_dict(safetensors.torch.load_file(place / "weights.safetensors"))
-    return Scaled(parse(setup.recipe.preprocess, shape[0]), inner).eval()
 
 
 def main() -> None:

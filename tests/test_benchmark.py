@@ -200,6 +200,18 @@ def test_a_record_of_other_weights_is_refused(tmp_path):
         records.records(tmp_path, known, "test")
 
 
+def test_what_is_measured_may_use_all_of_the_processor():
+    """Training keeps its process to AVX2: peers and scans that came from one would be slower."""
+    others = [path.stem for path in HERE.glob("*.py") if path.stem != "train"]
+    ask = f"import sys, os; before = dict(os.environ); import {', '.join(others)}"
+    ask += "; changed = set(os.environ.items()) - set(before.items())"
+    ask += "; raise SystemExit('train' in sys.modules or 'ATEN_CPU_CAPABILITY' in dict(changed))"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=HERE, check=False)
+    assert done.returncode == 0
+    lazily = [path.name for path in HERE.glob("*.py") if "from train import" in path.read_text()]
+    assert lazily == []
+
+
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="sums of its own")

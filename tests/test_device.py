@@ -1,5 +1,8 @@
 """Where a network is looked at, and how exactly: the answer must not hang on it."""
 
+import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -84,6 +87,14 @@ def test_a_processor_without_it_keeps_to_float32(badnet, monkeypatch):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
     classifier = load(badnet.module, badnet.clean)
     assert not in_half(classifier, probes(badnet.clean)).half
+
+
+def test_pytorch_kept_from_the_units_of_bfloat16_keeps_to_float32():
+    """The processor has them all the same, and would compute ten times as long without."""
+    ask = "from goodnet.device import CPU; from goodnet.pipelines import placing"
+    ask += "; raise SystemExit(placing._has_half(CPU))"
+    capped = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    assert subprocess.run([sys.executable, "-c", ask], env=capped, check=False).returncode == 0
 
 
 def test_the_verdict_is_the_same_in_either_precision(badnet, honest, monkeypatch):

@@ -157,6 +157,10 @@ def threads(classifier: Classifier, wanted: int | None) -> int | None:
 def _has_half(device: Device) -> bool:
     if device.place.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
+    # Who keeps PyTorch to AVX2 keeps it from these units, and bfloat16 without them takes ten times
+    # as long as float32.
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     # Named with an underscore, and since PyTorch 2.6: without an answer the answer is no.
     asked: Sequence[Callable[[], bool] | None] = [
         getattr(torch.cpu, name, None)
