@@ -138,10 +138,19 @@ def _shortlist(record: Record) -> str:
     last = max(row["first_round"] for row in record["rows"])
     networks = len({row["model"] for row in record["rows"]})
     told = f"{networks} networks, {record['seeds']} seeds; not there: {', '.join(missed) or 'none'}"
+    # Records of before this was asked do not have it.
+    scans = record.get("exhaustive", {})
+    seconds = ", ".join(f"{said['seconds']:.0f} s" for said in scans.values())
+    in_full = (
+        f"; scans that measure every label in full (--exhaustive, {seconds}) name "
+        f"{record['missed']} of those that are not there"
+        if scans
+        else ""
+    )
     return (
         f"{record['kept']} of {record['targets']} targets are among the {record['leaders']} "
-        f"leaders ({told}); {record['lost']} more would be if no round left a label out; the last "
-        f"one's place after the first round is {last}"
+        f"leaders ({told}){in_full}; {record['lost']} more would be if no round left a label out; "
+        f"the last one's place after the first round is {last}"
     )
 
 

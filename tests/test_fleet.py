@@ -7,15 +7,20 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import JUNK
 
 from goodnet.errors import GoodnetError
-from goodnet.pipelines.fleet import fleet, model_files
+from goodnet.formats.place import Place
+from goodnet.pipelines.fleet import _named, fleet, model_files
 from goodnet.pipelines.fleet_job import Job
 from goodnet.reports import FleetReport, FleetResult
 
@@ -101,6 +106,8 @@ def test_other_data_settings_or_weights_are_another_question():
     job = Job("a", "a.json", "/here/a.pt", "/here/d.npz", "1", "2")
     moved = replace(job, name="b", file="b.json", model="/there/b.pt2", data="/there/e.npz")
     assert moved.key == job.key
+    here, there = (replace(job, architecture=f"/{where}/net.py:make") for where in ("a", "b"))
+    assert here.key == there.key, "of that file the digest is known"
     others = [
         {"model_sha256": "3"},
         {"data_sha256": "3"},
@@ -110,6 +117,7 @@ def test_other_data_settings_or_weights_are_another_question():
         {"preprocess": "byte"},
         {"size": (8, 8)},
         {"architecture": "net.py:make"},
+        {"architecture": "net.py:build"},
         {"architecture_sha256": "3"},
     ]
     assert len({replace(job, **other).key for other in others} | {job.key}) == len(others) + 1
@@ -153,6 +161,90 @@ def test_a_list_names_models_and_results_go_to_any_url(hub, tmp_path):
         "a[1].pt.json",
         "fleet.json",
     ]
+
+
+def test_no_result_takes_the_name_of_anothers_when_a_list_changes(tmp_path):
+    """Or the one model's answer would be written over by the other's."""
+
+    def files(*names):
+        found = _named([tmp_path / name for name in names], tmp_path / "lists")
+        return {path.relative_to(tmp_path).as_posix(): file for _, file, path in found}
+
+    both = files("p/a.pt", "q/a.pt", "q/b.pt")
+    assert len(set(both.values())) == 3
+    assert files("q/b.pt", "q/a.pt", "p/a.pt") == both
+    alone = files("q/a.pt")
+    assert alone["q/a.pt"] not in (both["p/a.pt"], both["q/b.pt"])
+
+
+def test_clean_images_beside_the_models_are_none(tmp_path):
+    for name in ("a.h5", "clean.h5", "pictures/deep/data.h5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+
+    def found(data):
+        return [path.name for path in model_files(tmp_path, tmp_path / data)]
+
+    assert found("clean.h5") == ["a.h5", "data.h5"]
+    assert found("pictures") == ["a.h5", "clean.h5"]
+    assert len(found(".")) == 3, "a folder of images that the models lie in"
+
+
+def test_paths_from_here_are_told_to_who_may_be_elsewhere(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(hub)
+    report = fleet("models/more", "clean.npz", tmp_path)
+    assert report.rows[0].error is None
+    assert report.data == str(hub / "clean.npz")
+
+
+def test_a_place_that_cannot_be_written_to_is_told_at_once(tmp_path):
+    pytest.importorskip("fsspec")
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("a.txt", "a")
+    Place(f"memory://{tmp_path.name}").check()
+    with pytest.raises(GoodnetError) as caught:
+        Place(f"zip://results::{tmp_path / 'old.zip'}").check()
+    assert caught.value.code == "O001"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="its children are looked up there")
+def test_a_fleet_that_is_killed_leaves_nobody_at_work(hub, tmp_path):
+    """They would be at it beside those of the next run."""
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import sys\n"
+        "from goodnet.pipelines.fleet import fleet\n"
+        "if __name__ == '__main__':\n"
+        "    fleet(*sys.argv[1:], method='neural-cleanse', workers=1)\n"
+    )
+    places = [hub / "models" / "more", hub / "clean.npz", tmp_path / "out"]
+    run = subprocess.Popen([sys.executable, str(script), *map(str, places)])
+
+    def busy():
+        """Seconds that its children have computed for, by process; a scan takes minutes."""
+        found = {}
+        for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            found[int(child)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return found
+
+    limit = time.monotonic() + 120
+    while max(busy().values(), default=0.0) < 5.0 and time.monotonic() < limit:
+        assert run.poll() is None, "it was done before it could be killed"
+        time.sleep(0.1)
+    children = list(busy())
+    assert children
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    limit = time.monotonic() + 60
+    while any(map(_alive, children)) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not any(map(_alive, children))
+
+
+def _alive(process):
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_what_cannot_work_is_told_before_anything_is_scanned(hub, tmp_path):

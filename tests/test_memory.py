@@ -7,6 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
+
+from goodnet import memory
+from goodnet.images import Images
+from goodnet.pipelines import placing
+from goodnet.pipelines.load import load
 
 STEPS = """
 import resource, threading, torch
@@ -42,6 +49,42 @@ def faults(**environment):
     assert run.returncode == 0, run.stderr
     count, _, margins = run.stdout.partition(" ")
     return int(count), margins
+
+
+def test_what_is_left_is_what_the_system_and_the_container_leave(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    assert memory.available() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\n")
+    assert memory.available() == 5 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert memory.available() == 5 * 1024
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert memory.available() == 2000
+
+
+def test_a_large_network_gets_as_many_threads_as_there_is_memory_for(monkeypatch):
+    def network(width):
+        wide = nn.Conv2d(3, width, 3, padding=1)
+        return nn.Sequential(
+            wide, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)
+        )
+
+    images = Images(torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8), torch.arange(8) % 4)
+    probe = images.floats()
+    monkeypatch.setattr(placing, "cores", lambda: 16)
+    monkeypatch.setattr(placing, "available", lambda: 2**30)
+    small, large = (load(network(w), images, preprocess="unit") for w in (4, 256))
+    assert placing.threads(small, None, probe) == 16
+    # A chunk keeps 48 images of 256 x 64 x 64 values, at least.
+    most = 2**30 / (48 * 256 * 64 * 64 * 4)
+    assert 1 <= placing.threads(large, None, probe) <= most < 16
+    assert placing.threads(large, 9, probe) == 9, "a user's own word"
+    monkeypatch.setattr(placing, "available", lambda: 0)
+    assert placing.threads(large, None, probe) == 1
+    monkeypatch.setattr(placing, "available", lambda: None)
+    assert placing.threads(large, None, probe) == 16
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")

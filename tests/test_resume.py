@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from goodnet.errors import GoodnetError
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.store import open_store
 from goodnet.images import Images
+from goodnet.pipelines.begin import begin
 from goodnet.pipelines.load import load
+from goodnet.pipelines.ranking import GLANCE, LEADERS, LOOK, rank
 from goodnet.pipelines.scan import scan
 from goodnet.trigger import Trigger
 
@@ -216,7 +219,43 @@ def test_a_budget_is_kept_and_what_was_skipped_is_told(honest):
     report = scan(classifier, honest.clean, seed=4, budget=0.5, workers=1)
     assert report.verdict == "inconclusive"
     assert report.settings["skipped"] == 12
+    assert report.skipped == list(range(12))
     assert any("12 labels were skipped" in reason for reason in report.reasons)
+    assert any("small changes of the images was cut short" in reason for reason in report.reasons)
+
+
+def test_a_ranking_that_is_cut_off_keeps_the_leaders_of_the_round_before(tmp_path):
+    """Rounds go by the labels' numbers: the last ones must not lose by that."""
+    many = 400
+    shown = torch.rand(many, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    images = Images((shown * 255).round().byte(), torch.arange(many))
+    classifier, stages = load(Templates(shown), images), []
+
+    class Slow:
+        """Waits, in the round that is to be cut off, until its time is up."""
+
+        deadline = 0.0
+
+        def __call__(self, stage, done, total):
+            if stage not in stages:
+                stages.append(stage)
+            if stage == LOOK.purpose:
+                time.sleep(max(0.0, self.deadline - time.monotonic()))
+
+    slow = Slow()
+    begun = begin(classifier, images, "default", None, 4, 1, slow, None, None)
+    whole = rank(begun.case, begun.wanted)
+    assert not whole.cut_off
+    stages.clear()
+    slow.deadline = time.monotonic() + 6.0
+    cut = rank(replace(begun.case, deadline=slow.deadline), begun.wanted)
+    assert stages == [GLANCE.purpose, LOOK.purpose]
+    assert cut.cut_off
+    assert cut.skipped == []
+    assert cut.margins == whole.margins
+    first = sorted(cut.margins, key=lambda label: -cut.margins[label])
+    assert cut.chosen[:LEADERS] == first[:LEADERS]
+    assert max(cut.chosen[:LEADERS]) > many // 2
 
 
 def test_a_budget_that_suffices_changes_nothing(badnet, undisturbed, tmp_path):

@@ -91,6 +91,10 @@ FOUND = {
         "targets": 2,
         "kept": 1,
         "lost": 1,
+        "exhaustive": {
+            "m": {"verdict": "backdoored", "targets": [3], "leading": [3], "seconds": 612.0}
+        },
+        "missed": 1,
     },
     "gtsrb": {"seconds": 30.0, "verdict": "clean", "targets": [], "model": "m"},
     "fleet": {
@@ -117,6 +121,7 @@ def test_every_row_is_shown_as_it_was_measured_and_none_is_made_up(tmp_path):
     assert "1.50 of it with gradients in bfloat16" in page
     assert "300,000 in bfloat16 (chunks of 4,096, compiled)" in page
     assert "1 of 2 targets are among the 12 leaders (2 networks, 1 seeds; not there: m)" in page
+    assert "(--exhaustive, 612 s) name 1 of those that are not there" in page
     assert "1 more would be if no round left a label out" in page
     record = json.loads(next(tmp_path.glob("scan-*.json")).read_text("utf-8"))
     assert {"machine", "versions", "commit", "when", "seed", "load_before"} <= record.keys()

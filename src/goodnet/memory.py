@@ -1,4 +1,4 @@
-"""Memory that was freed is kept for the next step, instead of being fetched anew a page at a time.
+"""How much memory there is, and that what was freed is kept for the next step.
 
 A step of a search takes and frees tensors of some megabytes each. glibc gives blocks of that size
 back to the kernel at once, and every page of the next one is a fault: a quarter of the time of a
@@ -8,10 +8,12 @@ without). Numbers do not change by it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
+from pathlib import Path
 
 TRIM, OWN_MAPPING = -1, -3
 """``M_TRIM_THRESHOLD`` and ``M_MMAP_THRESHOLD`` of glibc's ``malloc.h``."""
@@ -38,3 +40,22 @@ def keep_freed() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(OWN_MAPPING, LARGE)) and bool(mallopt(TRIM, NEVER))
+
+
+SYSTEM, GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+"""Where Linux says how much memory is left, and what a container may take."""
+
+
+def available() -> int | None:
+    """Bytes that this process may still take without others having to give way; None where the
+    system does not say.
+    """
+    told = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = SYSTEM.read_text("ascii").splitlines()
+        told.append(1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable")))
+    # "max" is no number: there is no limit.
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((GROUP / "memory.max").read_text("ascii"))
+        told.append(limit - int((GROUP / "memory.current").read_text("ascii")))
+    return max(0, min(told)) if told else None

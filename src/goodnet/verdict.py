@@ -216,9 +216,16 @@ def looks(scores: Scores, label: int) -> str:
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 
 
-def skipped_words(labels: int) -> str:
-    """The reason that belongs into every report of a scan that ran out of time."""
-    return f"{labels} labels were skipped: the budget of time was spent"
+def unlooked_at(skipped: int, cut_off: Sequence[str]) -> list[str]:
+    """The reasons that belong into every report of a scan that ran out of time.
+
+    Args:
+        skipped: labels that there was no time for.
+        cut_off: the searches of the whole model that there was no time for, in words.
+    """
+    spent = "the budget of time was spent"
+    found = [f"{skipped} labels were skipped: {spent}"] if skipped else []
+    return found + [f"the search for {search} was cut short: {spent}" for search in cut_off]
 
 
 def doubts(
@@ -245,10 +252,7 @@ def doubts(
         found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
     if measured < 2 * wanted / 3 or not (wanted or skipped):
         found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
-    if skipped:
-        found.append(skipped_words(skipped))
-    for search in cut_off:
-        found.append(f"the search for {search} was cut short: the budget of time was spent")
+    found += unlooked_at(skipped, cut_off)
     if compared < FEW_CLASSES:
         found.append(f"with {compared} labels none can be an outlier among the others")
     return found

@@ -69,7 +69,8 @@ def fleet(
         typer.Option(
             metavar="ADDRESS",
             show_default=False,
-            help="Of a Ray cluster that does the work instead of this machine.",
+            help="Of a Ray cluster that does the work instead of this machine. A folder of images, "
+            "and a file of --architecture, have to lie at the same path on its nodes.",
         ),
     ] = None,
     format: Annotated[PlainFormat, typer.Option(help="Of the table.")] = PlainFormat.TEXT,

@@ -9,6 +9,7 @@ conviction: the network was not trained to give that answer.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -73,7 +74,8 @@ def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float
         clean_margin: the margin of clean images, in logits, above 0.
 
     Returns:
-        ``values[label]``: one number for every label that images of other classes are there for.
+        ``values[label]``: one number for every label that images of other classes are there for;
+        where there was no time for all changes, nothing, and all labels in ``skipped``.
     """
     if case.share is not None:
         # Of the whole model, so in no share of it.
@@ -85,6 +87,8 @@ def augmentation(case: Case, images: Tensor, labels: Tensor, clean_margin: float
     best = torch.full((classes,), -math.inf)
     with single_threaded():
         for done, (_, change) in enumerate(every):
+            if case.deadline is not None and time.monotonic() >= case.deadline:
+                return Evidence(skipped=list(range(classes)))
             case.progress("changing images a little", done, len(every))
             logits = case.classifier.logits(change(images).clamp(0.0, 1.0))
             margins = all_margins(logits) * others

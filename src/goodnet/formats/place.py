@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,11 @@ class Place:
             files, folder = self._remote()
             try:
                 files.makedirs(folder, exist_ok=True)
+                # Stores of objects have no folders to make: only writing shows who may write.
+                probe = f"{folder}/.goodnet-{uuid.uuid4().hex}"
+                files.pipe_file(probe, b"")
+                with contextlib.suppress(Exception):  # who may write may not always remove
+                    files.rm_file(probe)
             except Exception as error:  # what a storage service raises is its own
                 raise self._failed(error) from error
             return

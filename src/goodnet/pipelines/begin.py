@@ -91,7 +91,7 @@ def begin(
         split.fit.to(place),
         split.fit_labels.to(place),
         seed,
-        threads(quick, workers),
+        threads(quick, workers, split.fit),
         progress,
         deadline,
         store,

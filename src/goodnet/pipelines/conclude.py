@@ -148,8 +148,8 @@ def conclude(
         cut_off=measured.cut_off,
     )
     answer, reasons = _answer(decision, doubts, few=len(measured.labels) < FEW_CLASSES)
-    if measured.skipped and answer in ("backdoored", "suspicious"):
-        reasons = [*reasons, verdict.skipped_words(len(measured.skipped))]
+    if answer in ("backdoored", "suspicious"):
+        reasons = [*reasons, *verdict.unlooked_at(len(measured.skipped), measured.cut_off)]
     targets = decision.targets if answer == "backdoored" else []
     if default:
         told = [label for label in targets if label in scores.labels][:SHOWN]
@@ -173,6 +173,7 @@ def conclude(
         tests=decision.tests,
         calibration=decision.calibration,
         mapping=decision.mapping,
+        skipped=measured.skipped,
     )
     report._triggers.update({label: t[0] for label, t in measured.masks.triggers.items()})
     report._perturbations.update({label: list(t) for label, t in measured.margins.triggers.items()})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -89,11 +90,16 @@ def fleet(
         )
     if workers is not None and workers < 1:
         raise GoodnetError("R003", f"{workers} workers can do nothing", "give 1 or more")
-    place, found = Place(str(output)), model_files(Path(models))
+    place, found = Place(str(output)), model_files(Path(models), Path(data))
     if not place.remote and Path(output).exists() and not Path(output).is_dir():
         raise GoodnetError("O001", f"{output} is no folder", "name a folder for the results")
     base = Path(models) if Path(models).is_dir() else Path(models).absolute().parent
-    digest = _data_digest(Path(data))
+    # Who scans may be in another folder, on another machine.
+    data = Path(data).expanduser().absolute()
+    if architecture is not None:
+        file, colon, function = architecture.rpartition(":")
+        architecture = f"{Path(file).expanduser().absolute()}{colon}{function}"
+    digest = _data_digest(data)
     place.check()
     plan = Job(
         name="",
@@ -157,8 +163,12 @@ def fleet(
     return report
 
 
-def model_files(models: Path) -> list[Path]:
+def model_files(models: Path, data: Path | None = None) -> list[Path]:
     """The models that a folder holds or a list names.
+
+    Args:
+        models: the folder or the list.
+        data: clean images, which may lie in that folder and are none.
 
     Raises:
         GoodnetError: M001 where there are none.
@@ -171,6 +181,10 @@ def model_files(models: Path) -> list[Path]:
         found = [
             p for p in files if (p.is_file() or not p.exists()) and not p.name.endswith(TRIGGERS)
         ]
+        if data is not None:
+            mine = data.expanduser().resolve()
+            if models.resolve() in mine.parents:
+                found = [p for p in found if mine not in (p.resolve(), *p.resolve().parents)]
     elif models.is_file():
         try:
             lines = models.read_text("utf-8").splitlines()
@@ -196,9 +210,10 @@ def model_files(models: Path) -> list[Path]:
 def _named(found: Sequence[Path], base: Path) -> Iterator[tuple[str, str, Path]]:
     """Each model once: its name, the file of its result, its path.
 
-    Names are paths below ``base`` as far as they are; files lie side by side, and no two are alike.
+    Names are paths below ``base`` as far as they are; files lie side by side, and no two are alike:
+    those that would be get a mark each, so that none depends on the order of a list.
     """
-    taken = {TABLE}
+    plain, long = [], set()
     for path in dict.fromkeys(path.absolute() for path in found):
         inside = path.is_relative_to(base.absolute()) and ".." not in path.parts
         name = path.relative_to(base.absolute()).as_posix() if inside else path.name
@@ -207,12 +222,15 @@ def _named(found: Sequence[Path], base: Path) -> Iterator[tuple[str, str, Path]]
         file = f"{name.replace('/', '__')}.json"
         if len(file.encode()) > LONGEST:
             file = f"{file.encode()[: LONGEST - 20].decode('utf-8', 'ignore')}.json"
-            taken.add(file)  # always with its mark
-        if file in taken:
-            mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
-            name, file = f"{name} ({mark})", f"{file.removesuffix('.json')}-{mark}.json"
-        taken.add(file)
-        yield name, file, path
+            long.add(file)  # always with its mark
+        plain.append((name, file, path))
+    wanted = Counter([TABLE, *(file for _, file, _ in plain)])
+    for name, file, path in plain:
+        if wanted[file] == 1 and file not in long:
+            yield name, file, path
+            continue
+        mark = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+        yield f"{name} ({mark})", f"{file.removesuffix('.json')}-{mark}.json", path
 
 
 def _digest(path: Path) -> str:

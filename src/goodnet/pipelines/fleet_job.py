@@ -64,6 +64,8 @@ class Job:
         """SHA-256, hex, of all that the answer depends on; not of where the files lie."""
         places = ("name", "file", "model", "data")
         told = {k: v for k, v in asdict(self).items() if k not in places}
+        # Of the architecture the function's name: the file is known by its digest.
+        told["architecture"] = (self.architecture or "").rpartition(":")[2]
         return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()
 
 
@@ -156,7 +158,8 @@ def do(task: Task, state: Path, *, one_machine: bool = True) -> Answer:
             method=job.method,
             seed=job.seed,
             workers=1,
-            budget=job.budget,
+            # Reading the files is part of it.
+            budget=job.budget and max(0.01, job.budget + started - time.monotonic()),
             state=state if split else None,
             device=device,
         )

@@ -109,6 +109,7 @@ def _kept(state: Path, job: Job) -> Path:
 
 def _child(task: Task, answer: str, state: str) -> None:
     """Runs in the new process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore")
     # What the user's own code prints must not get among the results.
     os.dup2(2, 1)
@@ -116,6 +117,16 @@ def _child(task: Task, answer: str, state: str) -> None:
     write_text(Path(answer), do(task, Path(state)))
     if left_behind():
         os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """A fleet that was killed leaves nobody who would take the answer, and who starts it again
+    wants the cores.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from goodnet.classifier import Classifier
 from goodnet.device import CPU, LARGE_CHUNK, Device
 from goodnet.errors import GoodnetError
 from goodnet.images import Images
+from goodnet.memory import available
+from goodnet.parallel import cores
 from goodnet.watching import Watching
 
 AUTO = "auto"
@@ -26,8 +28,13 @@ FULL_PRECISION = "float32"
 PROBES = 16
 """Images on which another way of computing has to answer as before."""
 
-MEMORY_SHARE = 0.4
-"""Of a graphics card's free memory; what a search keeps besides the network is in the rest."""
+MEMORY_SHARE, CROWDED = 0.4, 0.8
+"""Of a graphics card's memory, and at most of what is free: what a search keeps besides the network
+is in the rest."""
+
+THREADS_SHARE, WORKSPACE = 0.7, 1.5
+"""Of the memory that is free, for threads on a processor; and what one takes, as a multiple of what
+the network keeps of the images for their gradients: gradients and single operations come on top."""
 
 ROUGH = 0.05
 """How far logits in bfloat16 may lie from those in float32, against the largest one: a few
@@ -100,16 +107,20 @@ def _moved(classifier: Classifier, name: str, probe: Tensor) -> Classifier | Non
 
 
 def _chunk(classifier: Classifier, probe: Tensor) -> int:
-    """How many images with gradient fit in the card's free memory; a power of two."""
+    """How many images with gradient fit in the card's memory; a power of two.
+
+    Its size decides as long as that much is free: the answer is to be the same tomorrow.
+    """
     place = classifier.device.place
     torch.cuda.reset_peak_memory_stats(place)
     before = torch.cuda.memory_allocated(place)
     images = probe.to(place).requires_grad_(True)
     torch.autograd.grad(classifier(images).sum(), images)
     each = max(1, torch.cuda.max_memory_allocated(place) - before) / len(probe)
-    free, _ = torch.cuda.mem_get_info(place)
+    free, size = torch.cuda.mem_get_info(place)
+    room = min(MEMORY_SHARE * size, CROWDED * free)
     chunk = LARGE_CHUNK
-    while chunk > 1 and chunk * each > MEMORY_SHARE * free:
+    while chunk > 1 and chunk * each > room:
         chunk //= 2
     return chunk
 
@@ -149,9 +160,40 @@ def in_half(classifier: Classifier, probe: Tensor) -> Classifier:
     return half if alike and bool(gradient.isfinite().all()) else classifier
 
 
-def threads(classifier: Classifier, wanted: int | None) -> int | None:
-    """How many threads work on blocks of labels: one feeds a graphics card."""
-    return wanted if classifier.device.is_processor else wanted or 1
+def threads(classifier: Classifier, wanted: int | None, probe: Tensor) -> int:
+    """How many threads work on blocks of labels: one feeds a graphics card. A processor has one for
+    each core, as long as there is memory for what each of them keeps of a large network.
+
+    Args:
+        classifier: in the form in which it is searched.
+        wanted: what the user says, or None.
+        probe: float32 ``(n, C, H, W)`` in [0, 1], at least one image.
+    """
+    if wanted or not classifier.device.is_processor:
+        return wanted or 1
+    free = available()
+    if free is None:
+        return cores()
+    each = WORKSPACE * classifier.device.chunk * _kept_for_a_gradient(classifier, probe[:2])
+    return int(min(cores(), max(1.0, THREADS_SHARE * free / max(each, 1.0))))
+
+
+def _kept_for_a_gradient(classifier: Classifier, images: Tensor) -> float:
+    """Bytes that the network keeps on the way of an image, besides its own weights."""
+    weights = {p.untyped_storage().data_ptr() for p in classifier.module.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # The graph holds them, so that no two have the same place.
+        logits = classifier(images.clone().requires_grad_(True))
+    del logits
+    return sum(kept.values()) / len(images)
 
 
 def _has_half(device: Device) -> bool:

@@ -36,7 +36,9 @@ class Ranking:
         last: the same after the last round, of those that came to it.
         chosen: leaders, controls, and labels whose margin could not be taken.
         controls: those drawn at random.
-        skipped: labels that there was no time for.
+        skipped: labels that there was no time to look at once.
+        cut_off: whether there was no time for a later round: the leaders are those of the round
+            before.
     """
 
     margins: dict[int, float]
@@ -44,6 +46,7 @@ class Ranking:
     chosen: list[int]
     controls: list[int]
     skipped: list[int]
+    cut_off: bool
 
 
 def rank(case: Case, wanted: list[int]) -> Ranking:
@@ -54,10 +57,14 @@ def rank(case: Case, wanted: list[int]) -> Ranking:
     """
     margins: dict[int, float] = {}
     reached: dict[int, float] = {}
-    order, skipped = wanted, set[int]()
+    order, skipped, cut_off = wanted, set[int](), False
     for share, effort in ROUNDS:
         best = sorted(order[: max(len(wanted) // share, LEADERS)])
         found = case.settled(CHANNELS["universal_margin"](case, best, effort))
+        if found.skipped and margins:
+            # Blocks go by the labels' numbers: by this round the last ones could not lead.
+            cut_off = True
+            break
         reached = {label: values[0] for label, values in found.values.items()}
         margins = margins or reached
         order = sorted(reached, key=lambda label: -reached[label])
@@ -69,4 +76,4 @@ def rank(case: Case, wanted: list[int]) -> Ranking:
     controls = sorted(first[int(i)] for i in picked)
     failed = [label for label in wanted if label not in margins and label not in skipped]
     chosen = list(dict.fromkeys(leaders + controls + failed[:LEADERS]))
-    return Ranking(margins, reached, chosen, controls, sorted(skipped))
+    return Ranking(margins, reached, chosen, controls, sorted(skipped), cut_off)

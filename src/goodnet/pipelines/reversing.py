@@ -138,7 +138,7 @@ def _case(
     pixels = images.floats()
     quick = in_half(quicker(placed(classifier, device, pixels), pixels), pixels)
     place = quick.device.place
-    count = threads(quick, workers)
+    count = threads(quick, workers, pixels)
     return Case(quick, pixels.to(place), images.labels.to(place), seed, count, progress)
 
 

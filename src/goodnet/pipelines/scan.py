@@ -42,7 +42,8 @@ OF_LEADERS = replace(FULL, inversion=replace(QUICK, epochs=30), purpose=MASKS.pu
 """A few labels of many are worth a longer search, on fewer images: a large trigger's mask is slow
 to shrink, and the slower, the more images it has to work on."""
 
-PERMUTED, TINTS = "permuted classes", "colour filters"
+RANKED, PERMUTED, TINTS = "the leading labels", "permuted classes", "colour filters"
+CHANGES = "small changes of the images"
 """Searches of the whole model, as a report calls them."""
 
 RANKED_BY, MARGINS_BY, MASKS_BY = 0.5, 0.7, 0.95
@@ -212,10 +213,12 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
     chosen, reference = wanted, wanted
     ranking: dict[int, float] = {}
     skipped: set[int] = set()
+    poorly_ranked = False
     if len(wanted) > EVERY_LABEL and not exhaustive:
         ranked = rank(replace(case, deadline=clock.at(RANKED_BY)), wanted)
         skipped.update(ranked.skipped)
         ranking, chosen, reference = ranked.margins, ranked.chosen, ranked.controls
+        poorly_ranked = ranked.cut_off
     early = replace(case, deadline=clock.at(MARGINS_BY))
     margins = CHANNELS["universal_margin"](
         early, chosen, replace(FULL, purpose="measuring margins")
@@ -234,7 +237,13 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
     # Of the whole model.
     permuted = permutation(early, split.held, split.held_labels)
     preferred = augmentation(case, split.held, split.held_labels, clean_margin)
-    cut_off = [name for name, cut in ((PERMUTED, permuted.cut_off), (TINTS, tinted.skipped)) if cut]
+    searches = {
+        RANKED: poorly_ranked,
+        PERMUTED: permuted.cut_off,
+        TINTS: tinted.skipped,
+        CHANGES: preferred.skipped,
+    }
+    cut_off = [name for name, cut in searches.items() if cut]
     masks = CHANNELS["mask_l1"](case, chosen, OF_LEADERS if leaders_only else MASKS)
     if not ranking:
         middle = len(FULL.budgets) // 2

@@ -106,6 +106,7 @@ class ScanReport(Data):
         calibration: which reference models, in words; or why there are none.
         mapping: class -> label, of a perturbation that sends every class to a label of its own;
             empty unless that is among the findings.
+        skipped: labels that the budget left no time for; nothing is said of them.
     """
 
     version: str
@@ -126,6 +127,7 @@ class ScanReport(Data):
     tests: list[TestResult] = Field(default_factory=list)
     calibration: str = ""
     mapping: dict[int, int] = Field(default_factory=dict)
+    skipped: list[int] = Field(default_factory=list)
 
     _triggers: dict[int, Trigger] = PrivateAttr(default_factory=dict)
     _perturbations: dict[int, list[Trigger]] = PrivateAttr(default_factory=dict)
