@@ -90,7 +90,7 @@ def test_a_processor_without_it_keeps_to_float32(badnet, monkeypatch):
 
 
 def test_pytorch_kept_from_the_units_of_bfloat16_keeps_to_float32():
-    """The processor has them all the same, and would compute ten times as long without."""
+    """The processor may have them all the same."""
     ask = "from goodnet.device import CPU; from goodnet.pipelines import placing"
     ask += "; raise SystemExit(placing._has_half(CPU))"
     capped = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
