@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from goodnet.attacks.networks import build
+from goodnet.classifier import Classifier, Preprocess
 from goodnet.errors import GoodnetError
+from goodnet.formats.network import Network
+from goodnet.inversion import QUICK, invert
 from goodnet.perturbation import added, ascend, row_margins
 from goodnet.pipelines import placing
 from goodnet.pipelines.load import load
@@ -67,6 +70,32 @@ def test_what_a_rough_search_reports_is_exact(badnet):
     margins = row_margins(logits, wanted).view(2, 16)
     others = (labels[None] != torch.tensor([[1], [4]])).float()
     assert torch.allclose(found.margins, (margins * others).sum(1) / others.sum(1), atol=1e-5)
+
+
+class Hairsbreadth(nn.Module):
+    """The first label behind the second by less than bfloat16 can see, or well ahead of it."""
+
+    def __init__(self, ahead: float) -> None:
+        super().__init__()
+        rows = torch.tensor([1.0 + ahead, 1.0, 0.5])
+        self.weight = nn.Parameter(rows[:, None].repeat(1, 3 * 4 * 4), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize(("ahead", "works"), [(-0.001, False), (0.1, True)])
+def test_a_mask_that_works_by_rounding_alone_does_not_count(ahead, works):
+    network = Network(Hairsbreadth(ahead), (3, 4, 4), 3, "test", "", lambda *_: None)
+    exact = Classifier(network, Preprocess("unit"), (3, 4, 4), 3)
+    rough = replace(exact, half=True)
+    images = torch.rand(40, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 2 + 1
+    # What the search itself sees: the first label wins a tie.
+    assert bool((rough(images).argmax(1) == 0).all())
+    for classifier in (exact, rough):
+        (found,) = invert(classifier, images, labels, [0], QUICK, seed=0, stop=STOP)
+        assert found.succeeded == works
 
 
 @pytest.mark.parametrize(
