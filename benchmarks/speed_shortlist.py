@@ -5,6 +5,7 @@ whether a scan that measures every label in full would have named those that it 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
         ranking does not keep.
     """
     rows: list[dict[str, Any]] = []
-    in_full = {}
+    doubtful = []
     for net in candidates(folder):
         clean = goodnet.load_images(FACES) if net["data"] is None else zoo.defender(*net["data"])
         classifier = goodnet.load(net["file"], clean)
@@ -106,8 +107,11 @@ def places(folder: Path, seeds: int, workers: int | None) -> dict[str, Any]:
                 }
                 for target in net["targets"]
             ]
-        if not all(row["kept"] for row in rows if row["model"] == net["model"]):
-            in_full[net["model"]] = exhaustive(net["file"], clean, workers)
+        here = [row["kept"] for row in rows if row["model"] == net["model"]]
+        print(f"{net['model']}: {sum(here)} of {len(here)} targets kept", file=sys.stderr)
+        if not all(here):
+            doubtful.append((net["model"], net["file"], clean))
+    in_full = {model: exhaustive(file, clean, workers) for model, file, clean in doubtful}
     named = {model: set(said["targets"]) for model, said in in_full.items()}
     return {
         "rows": rows,

@@ -25,7 +25,7 @@ from goodnet.evidence.store import open_store
 from goodnet.images import Images
 from goodnet.pipelines.begin import begin
 from goodnet.pipelines.load import load
-from goodnet.pipelines.ranking import GLANCE, LEADERS, LOOK, rank
+from goodnet.pipelines.ranking import GLANCE, LEADERS, STROLL, rank
 from goodnet.pipelines.scan import scan
 from goodnet.trigger import Trigger
 
@@ -239,7 +239,7 @@ def test_a_ranking_that_is_cut_off_keeps_the_leaders_of_the_round_before(tmp_pat
         def __call__(self, stage, done, total):
             if stage not in stages:
                 stages.append(stage)
-            if stage == LOOK.purpose:
+            if stage == STROLL.purpose:
                 time.sleep(max(0.0, self.deadline - time.monotonic()))
 
     slow = Slow()
@@ -249,7 +249,7 @@ def test_a_ranking_that_is_cut_off_keeps_the_leaders_of_the_round_before(tmp_pat
     stages.clear()
     slow.deadline = time.monotonic() + 6.0
     cut = rank(replace(begun.case, deadline=slow.deadline), begun.wanted)
-    assert stages == [GLANCE.purpose, LOOK.purpose]
+    assert stages == [GLANCE.purpose, STROLL.purpose]
     assert cut.cut_off
     assert cut.skipped == []
     assert cut.margins == whole.margins
