@@ -141,9 +141,15 @@ def _shortlist(record: Record) -> str:
     # Records of before this was asked do not have it.
     scans = record.get("exhaustive", {})
     seconds = ", ".join(f"{said['seconds']:.0f} s" for said in scans.values())
+    led = sum(
+        not row["kept"] and row["target"] in scans[row["model"]]["leading"]
+        for row in record["rows"]
+        if row["model"] in scans
+    )
     in_full = (
         f"; scans that measure every label in full (--exhaustive, {seconds}) name "
-        f"{record['missed']} of those that are not there"
+        f"{record['missed']} of those that are not there, and have {led} among their first "
+        f"{record['leaders']}"
         if scans
         else ""
     )
