@@ -11,7 +11,7 @@ from goodnet.pipelines.fleet_job import Job, Task, Workforce
 from goodnet.reports import FleetResult
 
 ROUNDS = 8
-"""How often shares wait for each other at most; a default scan needs five. What is missing then
+"""How often shares wait for each other at most; a default scan needs four. What is missing then
 (of a node whose arithmetic differs, say, so that its blocks count as another scan's) the last task
 measures by itself: the report is right in any case."""
 
