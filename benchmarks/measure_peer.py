@@ -25,6 +25,9 @@ BENEFIT = 1.5
 """A scan is not begun that would take this much longer than it may, by the timed labels; goodnet's
 own is given up by the same measure."""
 
+START_UP = 60
+"""Seconds that a peer may need on one core before its first label: imports, model, images."""
+
 
 def peer_record(
     peer: str, truth: dict[str, Any], place: Path, limit: float | None
@@ -36,9 +39,14 @@ def peer_record(
         if arguments is None:
             return {"error": "ART's Neural Cleanse takes Keras models only; this is PyTorch"}
         if limit is not None and truth["num_classes"] > FEW_LABELS:
-            probe = run_peer(
-                peer, [*arguments, "--labels", str(TIMED)], folder / "probe.json", limit
-            )
+            share = BENEFIT * limit * TIMED / truth["num_classes"]
+            first = [*arguments, "--labels", str(TIMED)]
+            probe = run_peer(peer, first, folder / "probe.json", START_UP + share)
+            if probe.get("error", "").startswith("not done"):
+                # Its other labels would tell nothing more: it is over its limit by these alone.
+                reason = f"would take more than {BENEFIT * limit:.0f} s ({TIMED} label"
+                reason += f" {probe['error']}); the limit is {limit:.0f} s"
+                return {"error": reason, "seconds": probe["seconds"]}
             ahead = probe.get("seconds_all_labels_extrapolated", 0.0)
             if "error" in probe:
                 return probe
