@@ -106,7 +106,7 @@ def test_networks_of_other_weights_stand_in_tables_of_their_own():
     here, there = records.truths(records.RESULTS), records.truths(records.ELSEWHERE)
     assert all(there[m]["weights_sha256"] != here[m]["weights_sha256"] for m in there)
     told = table.elsewhere(records.ELSEWHERE)
-    text = (HERE / "RESULTS.md").read_text("utf-8")
+    text = (HERE / "HISTORY.md").read_text("utf-8")
     assert "BackdoorMBTI" in told[1]
     assert all(part in text for part in told)
     assert table.elsewhere(records.RESULTS / "none") == []
@@ -120,11 +120,12 @@ def test_known_results_are_published_as_those_of_retired_models():
     for run in ("first-run", "second-run", "third-run"):
         assert {path.stem for path in (records.RESULTS / run).glob("*.json")} <= retired
     assert not {p.stem for p in (records.RESULTS / "default").glob("*.json")} & retired
-    text = (HERE / "RESULTS.md").read_text("utf-8")
+    text = (HERE / "HISTORY.md").read_text("utf-8")
     told = table.earlier(records.RESULTS, known, "test")
     assert all(part in text for part in told)
-    assert "third run" in told[2]
-    assert "second run" in told[4]
+    assert "third run" in told[1]
+    assert "second run" in told[3]
+    assert not any(part in (HERE / "RESULTS.md").read_text("utf-8") for part in told[1::2])
 
 
 def repaired(attack, accuracy, after=0.9):
