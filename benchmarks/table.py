@@ -46,10 +46,10 @@ Made by `benchmarks/table.py`. The networks of these runs are retired: their res
 those who worked on the detector afterwards, so they say what it was, and how it came to be what it
 is. What it is worth today is in [RESULTS.md](RESULTS.md), whose columns these tables have.
 
-- The first run's AUROC is by the highest score of a label less its bar, as there was no p-value yet.
-- *The third run's recipes, trained on another processor*: before training kept to AVX2, weights hung
-  on a processor's instructions. What was measured on such networks (records in `elsewhere`) is held
-  against nothing else.
+- The first run's AUROC is by the highest score of a label less its bar: there was no p-value yet.
+- *The third run's recipes, trained on another processor*: before training kept to AVX2, weights
+  hung on a processor's instructions. What was measured on such networks (records in `elsewhere`) is
+  held against nothing else.
 """
 """What stands above the tables of retired models."""
 
