@@ -1,6 +1,7 @@
 """What the last layer's rows say of a target, without a single gradient: a trial, not yet evidence.
 
     .venv/bin/python benchmarks/rows.py [--split retired] [--only TEXT]
+    .venv/bin/python benchmarks/rows.py --model BADNET --data CLEAN --target 0
 
 With W the weights of the last layer, less the mean of all rows, and F the features of the
 defender's clean images that enter it, of each label k::
@@ -75,17 +76,15 @@ def z_of(values: Floats) -> Floats:
     return found
 
 
-def line(truth: dict[str, object], place: Path) -> str:
-    """What is told of one model of the zoo."""
-    images = zoo.defender(str(truth["data"]), str(truth["split"]))
-    numbers = row_numbers(goodnet.load(place / str(truth["file"]), images), images)
-    targets = [int(label) for label in np.atleast_1d(truth["targets"])]
+def line(path: Path, images: Images, targets: list[int]) -> str:
+    """What is told of one model."""
+    numbers = row_numbers(goodnet.load(path, images), images)
     told = []
     for name, values in numbers.items():
         z = z_of(values)
         ranks = [int((values > values[label]).sum()) for label in targets]
         told.append(f"{name} {int(z.argmax())} ({z.max():.1f}) ranks {ranks}")
-    return f"{place.name} {targets}: " + "; ".join(told)
+    return f"{targets}: " + "; ".join(told)
 
 
 def main() -> None:
@@ -94,13 +93,21 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=zoo.ZOO)
     parser.add_argument("--split", choices=["calibration", "retired"], default="retired")
     parser.add_argument("--only", default="", help="models whose name contains this")
+    parser.add_argument("--model", type=Path, help="a model file instead of the zoo")
+    parser.add_argument("--data", help="clean images for it")
+    parser.add_argument("--target", type=int, action="append", help="a label that it is known for")
     given = parser.parse_args()
+    if given.model:
+        print(line(given.model, goodnet.load_images(given.data), given.target or []))
+        return
     zoo.need_data()
     for path in sorted(given.zoo.glob("*/truth.json")):
         truth = json.loads(path.read_text("utf-8"))
         wanted = truth["split"] == given.split and given.only in path.parent.name
         if wanted and truth["passes"]:
-            print(line(truth, path.parent), flush=True)
+            images = zoo.defender(truth["data"], truth["split"])
+            told = line(path.parent / truth["file"], images, truth["targets"])
+            print(path.parent.name, told, flush=True)
 
 
 if __name__ == "__main__":
