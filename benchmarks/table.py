@@ -342,9 +342,8 @@ def main() -> None:
         settings(),
     ]
     given.output.write_text("\n".join(parts), "utf-8")
-    past = earlier(given.results, known, given.split)
     if published:
-        past = [HISTORY, *past, *elsewhere(ELSEWHERE)]
+        past = [HISTORY, *earlier(given.results, known, given.split), *elsewhere(ELSEWHERE)]
         past.append((zoo.HERE / "earlier.md").read_text("utf-8"))
         (zoo.HERE / "HISTORY.md").write_text("\n".join(past), "utf-8")
 
