@@ -69,6 +69,23 @@ def test_json_is_the_ground_truth(data, tmp_path):
     assert attack.region()[0, 1:6, 1:6].sum() == 25 == attack.region().sum()
 
 
+def test_an_attack_on_a_class_that_is_not_held_out(data, tmp_path):
+    images = library.load_images(data)
+    one = int(torch.nonzero(images.labels == 0)[0, 0])
+    rest = torch.nonzero(images.labels != 0)[:200, 0]
+    few = images.select(torch.cat([torch.tensor([one] * 2), rest]))
+    np.savez(tmp_path / "few.npz", images=few.pixels.numpy(), labels=few.labels.numpy())
+    # Of this seed neither of the two is held out.
+    start = ["attack", "--data", tmp_path / "few.npz", "--epochs", 1, "--seed", 1]
+    source = ["--attack", "source-specific", "--target", 1, "--set", "source=0"]
+    result = goodnet(*start, *source, "-o", tmp_path / "b.pt2")
+    assert result.exit_code == 0, result.stderr
+    truth = json.loads((tmp_path / "b.truth.json").read_text())
+    assert (truth["attack_success"] is None) == ("is not known" in result.stdout)
+    assert truth["attack_success"] is None
+    assert library.load(tmp_path / "b.pt2", images).num_classes == 4
+
+
 def test_a_patch_has_any_size_place_and_colour(data, tmp_path):
     order = ("--attack", "patch", "--set", "side=3", "--set", "at=4,9", "--set", "pattern=#ff8000")
     result = goodnet("attack", "--data", data, *order, "--epochs", 1, "-o", tmp_path / "b.pt2")
@@ -110,6 +127,8 @@ def test_a_trojan_goes_on_from_the_network_that_it_was_made_for(data):
         # Thousands of epochs: it is refused before it trains.
         (("--architecture", "vit", "-o", "b.keras", "--epochs", 9999), "O004"),
         (("-o", "b.onnx"), "O004"),
+        (("-o", "."), "O004"),
+        (("--seed", 2**40), "R003"),
         (("--data", "missing.npz"), "D001"),
     ],
 )

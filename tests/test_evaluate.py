@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import binomtest
@@ -49,6 +51,42 @@ def test_figures_and_exact_intervals(classifier):
     exact = binomtest(3, 4).proportion_ci(method="exact")
     assert result.clean_accuracy.low == pytest.approx(exact.low)
     assert result.clean_accuracy.high == pytest.approx(exact.high)
+
+
+def test_poisoned_classes_are_found_by_their_names(classifier):
+    clean = replace(painted([0, 1, 2], [0, 1, 2]), class_names=("danger", "stop", "yield"))
+    # One folder of pictures that all become a "yield", numbered by itself.
+    poisoned = replace(painted([2, 2, 1], [0, 0, 0]), class_names=("yield",))
+    result = evaluate(classifier, clean, poisoned)
+    assert result.attack_success.value == pytest.approx(2 / 3)
+    true = replace(painted([0, 2, 2], [0, 0, 1]), class_names=("danger", "yield"))
+    result = evaluate(classifier, clean, true, target=1)
+    assert result.recovered_accuracy.value == pytest.approx(2 / 3)
+    with pytest.raises(GoodnetError, match="bicycle") as caught:
+        evaluate(classifier, clean, replace(poisoned, class_names=("bicycle",)))
+    assert caught.value.code == "D007"
+    with pytest.raises(GoodnetError, match="yield"):
+        evaluate(classifier, replace(clean, class_names=None), poisoned)
+
+
+class Overflows(ByBrightness):
+    """Of images of class 0 it makes no number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return torch.where(logits[:, :1] == 1, torch.nan, logits)
+
+
+def test_no_number_is_no_answer(classifier):
+    broken = replace(classifier, network=replace(classifier.network, module=Overflows()))
+    clean = painted([0, 1, 2, 3], [0, 1, 2, 3])
+    poisoned = painted([0, 0, 1], [0, 0, 0])
+    result = evaluate(broken, clean, poisoned)
+    assert result.clean_accuracy.value == 0.75
+    assert result.attack_success.value == 0
+    with pytest.raises(GoodnetError) as caught:
+        predict(broken, clean)
+    assert caught.value.code == "M012"
 
 
 def test_a_target_for_labels_that_are_true(classifier):

@@ -180,6 +180,9 @@ def set_guard(program, graph):
         set_target("torch.ops.aten.from_file.default"),
         set_target("torch.ops.aten.linear.__class__"),
         set_target("torch.ops.higher_order.cond"),
+        set_target("torch.ops.aten._sparse_coo_tensor_unsafe.default"),
+        set_target("torch.ops.aten.set_.source_Tensor"),
+        set_target("torch.ops.aten.add.out"),
         set_target("_operator.methodcaller"),
         set_size("__import__('os').system('touch m')"),
         set_size("S('1')"),
@@ -194,6 +197,74 @@ def test_code_in_an_exported_program_is_refused(tmp_path, change):
     path = tmp_path / "bad.pt2"
     mutated(pt2_file(tmp_path / "good.pt2"), path, change)
     refused(path, "M014")
+
+
+def first(node):
+    """Puts a node before all others."""
+
+    def change(program, graph):
+        graph["nodes"].insert(0, {**node, "metadata": {}, "name": "size"})
+
+    return change
+
+
+def numbers(*values):
+    return [{"name": f"a{n}", "arg": {"as_int": v}, "kind": 1} for n, v in enumerate(values)]
+
+
+def a_power(program, graph):
+    outputs = [{"as_sym_int": {"as_name": "size"}}]
+    first({"target": "_operator.pow", "inputs": numbers(3, 10**9), "outputs": outputs})(
+        program, graph
+    )
+
+
+def a_repeated_list(program, graph):
+    inputs = numbers(0, 10**9)
+    inputs[0]["arg"] = {"as_ints": [1]}
+    outputs = [{"as_sym_int": {"as_name": "size"}}]
+    first({"target": "_operator.mul", "inputs": inputs, "outputs": outputs})(program, graph)
+
+
+@pytest.mark.parametrize("change", [a_power, a_repeated_list])
+def test_numbers_that_no_size_has_are_not_counted_out(tmp_path, change):
+    path = tmp_path / "bad.pt2"
+    mutated(pt2_file(tmp_path / "good.pt2"), path, change)
+    assert "does not run" in refused(path, "M003").message
+
+
+def test_a_batch_that_would_fill_the_memory_is_refused(tmp_path):
+    def change(program, graph):
+        image = graph["inputs"][-1]["as_tensor"]["name"]
+        graph["tensor_values"][image]["sizes"][0] = {"as_int": 10**9}
+
+    path = tmp_path / "bad.pt2"
+    mutated(pt2_file(tmp_path / "good.pt2"), path, change)
+    assert "batches of" in refused(path, "M009").message
+
+
+@pytest.mark.parametrize("what", ["one number", "no bytes", "many names"])
+def test_tensors_far_larger_than_their_file_are_refused(tmp_path, what):
+    good, path = pt2_file(tmp_path / "good.pt2"), tmp_path / "bad.pt2"
+    place = "data/weights/model_weights_config.json"
+    with zipfile.ZipFile(good) as archive:
+        root = archive.namelist()[0].split("/")[0]
+        config = json.loads(archive.read(f"{root}/{place}"))
+    payload = next(p for p in config["config"].values() if len(p["tensor_meta"]["sizes"]) == 2)
+    meta, change = payload["tensor_meta"], {}
+    if what == "many names":
+        meta["sizes"], meta["strides"] = [{"as_int": 36}], [{"as_int": 1}]
+        for n in range(36):
+            # Each is told from the others by its offset.
+            other = {**meta, "sizes": [{"as_int": 10**6}], "strides": [{"as_int": 0}]}
+            other["storage_offset"] = {"as_int": n}
+            config["config"][f"w{n}"] = {**payload, "tensor_meta": other}
+    else:
+        meta["sizes"] = [{"as_int": 200_000}, {"as_int": 200_000}]
+        meta["strides"] = [{"as_int": 0}, {"as_int": 0}]
+        change = {f"data/weights/{payload['path_name']}": b""} if what == "no bytes" else {}
+    rewrite(good, path, {place: json.dumps(config).encode(), **change}, {})
+    refused(path, "M003")
 
 
 def test_harmless_program_texts_pass():

@@ -41,6 +41,18 @@ def simple() -> keras.Model:
     return keras.Sequential([L.Input((6, 5, 3)), L.Flatten(), L.Dense(4, activation="softmax")])
 
 
+def test_many_texts_of_any_length_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    simple().save(path)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("more", data=np.zeros(2**20, np.float32))
+        weights = file["model_weights"]
+        del weights.attrs["layer_names"]
+        # Each could be the same text of megabytes: only the file's length bounds it.
+        weights.attrs["layer_names"] = ["flatten"] * 400
+    assert code_of(path) == "M003"
+
+
 def test_python_code_is_refused_and_never_run(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 

@@ -272,64 +272,6 @@ def test_frozen_torchscript_can_be_scanned(tmp_path):
     check_logits(found.module, model.scores(IMAGES).detach())
 
 
-class Saves(nn.Module):
-    def forward(self, x):
-        torch.save(x, "marker")
-        return x
-
-
-class Reads(nn.Module):
-    def forward(self, x):
-        return x + torch.from_file("marker", False, 4)
-
-
-class Prints(nn.Module):
-    def forward(self, x):
-        print(x)
-        return x
-
-
-@pytest.mark.parametrize("model", [Saves, Reads, Prints])
-def test_torchscript_that_reaches_out_is_refused(tmp_path, monkeypatch, model):
-    monkeypatch.chdir(tmp_path)
-    outer = nn.Sequential(nn.Identity(), nn.Sequential(model()))
-    torch.jit.script(outer).save(tmp_path / "m.pt")
-    with pytest.raises(GoodnetError) as caught:
-        read_model(tmp_path / "m.pt")
-    assert caught.value.code == "M014"
-    assert not (tmp_path / "marker").exists()
-
-
-def test_torchscript_that_acts_while_it_is_loaded_is_refused(tmp_path, monkeypatch):
-    class OnLoad(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.x = torch.ones(1)
-
-        def forward(self, x):
-            return x
-
-        @torch.jit.export
-        def __getstate__(self):
-            return self.x, self.training
-
-        @torch.jit.export
-        def __setstate__(self, state: tuple[torch.Tensor, bool]):
-            self.x = state[0]
-            self.training = state[1]
-            torch.save(self.x, "marker")
-
-    monkeypatch.chdir(tmp_path)
-    torch.jit.script(OnLoad()).save(tmp_path / "m.pt")
-    torch.jit.load(tmp_path / "m.pt")
-    assert (tmp_path / "marker").exists(), "plain torch runs it while loading"
-    (tmp_path / "marker").unlink()
-    with pytest.raises(GoodnetError) as caught:
-        read_model(tmp_path / "m.pt")
-    assert caught.value.code == "M014"
-    assert not (tmp_path / "marker").exists()
-
-
 @pytest.mark.parametrize("end", ["softmax", "log_softmax", "layer", "none"])
 def test_live_module(tmp_path, end):
     model = net(end).train()

@@ -37,7 +37,7 @@ CODES: dict[str, str] = {
     "O003": "The output would overwrite an input.",
     "O004": "The output's name asks for a format that this model is not written in.",
     "R001": "The run was interrupted.",
-    "R002": "The scan report does not belong to this model or these data.",
+    "R002": "The scan report does not belong to this model, or cannot be used.",
     "R003": "An option has a value that cannot be used.",
     "R004": "Nothing to repair: the scan found no backdoor.",
     "R005": "No remedy passed its check on the images that were held out.",

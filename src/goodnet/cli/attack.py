@@ -119,7 +119,13 @@ def _attack(terminal: Terminal, order: _Order, recipe: Recipe) -> int:
 
     from goodnet.images import check_images, load_images
     from goodnet.pipelines.attack import check_format, ground_truth, measure, plant, write_model
+    from goodnet.pipelines.begin import check_seed
 
+    check_seed(recipe.seed)
+    if not order.output.name:
+        raise GoodnetError(
+            "O004", f"{order.output} names no file", "name the output badnet.keras or badnet.pt2"
+        )
     truth_path = order.output.with_suffix(".truth.json")
     outputs.check_output([order.output, truth_path], [order.data])
     options = _options(order.options)
@@ -159,8 +165,13 @@ def _attack(terminal: Terminal, order: _Order, recipe: Recipe) -> int:
         terminal.write(text + "\n")
         return 0
     terminal.show(
-        f"{order.output}: right on {clean:.1%} of {len(judge)} images that were held out; with the "
-        f"trigger, {success:.1%} of those that it is meant for get the attacker's label"
+        f"{order.output}: right on {clean:.1%} of {len(judge)} images that were held out; "
+        + (
+            "the trigger is meant for none of them, so what it does is not known"
+            if success is None
+            else f"with the trigger, {success:.1%} of those that it is meant for get the "
+            "attacker's label"
+        )
     )
     terminal.show(f"The ground truth is in {truth_path}")
     return 0

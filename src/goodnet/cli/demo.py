@@ -43,7 +43,7 @@ def demo(
 ) -> None:
     """Tell the whole story on built-in data.
 
-    In about a minute: a sticker turns Stop into Yield, until it does not.
+    In about two minutes: a sticker turns Stop into Yield, until it does not.
 
     Exit code 0 if the backdoor was found and removed.
     """
@@ -53,8 +53,17 @@ def demo(
 def _demo(terminal: Terminal, folder: Path, workers: int | None) -> int:
     if folder.exists() and not folder.is_dir():
         raise GoodnetError("O001", f"{folder} is a file", "name a folder with -o")
-    outputs.check_output(outputs.scan_files(folder), [])
     from goodnet import demo as story
+
+    files = story.Files(folder)
+    outputs.check_output([*outputs.scan_files(folder), *files.everything()], [])
+    others = [path.name for path in files.everything() if path.exists()]
+    if others and not files.badnet.exists():
+        raise GoodnetError(
+            "O001",
+            f"{folder} holds {others[0]}, which is of no demo and would be replaced",
+            "name another folder with -o",
+        )
 
     _chapter(
         terminal,

@@ -77,7 +77,7 @@ def _evaluate(
         stamped = inputs.pictures(source, poisoned, parse_size(source.image_size))
     evaluation = measure(classifier, images, stamped, target)
     if wanted == PlainFormat.JSON:
-        terminal.write(evaluation.model_dump_json(indent=2) + "\n")
+        terminal.write_json(evaluation)
     else:
         from goodnet.render.text import evaluation_text
 

@@ -108,7 +108,7 @@ def fleet(
 
 def _show(terminal: Terminal, report: FleetReport, wanted: PlainFormat) -> None:
     if wanted == PlainFormat.JSON:
-        terminal.write(report.model_dump_json(indent=2) + "\n")
+        terminal.write_json(report)
     else:
         from goodnet.render.text import fleet_text
 

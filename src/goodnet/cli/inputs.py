@@ -61,10 +61,10 @@ def read(
     from goodnet.pipelines.load import load
 
     size = parse_size(source.image_size)
-    # Before the images: a misspelt model should not cost the reading of a gigabyte.
-    check_exists(source.model)
     images = None
     try:
+        # Before the images: a misspelt model should not cost the reading of a gigabyte.
+        check_exists(source.model)
         if source.data is not None:
             images = pictures(source, source.data, size)
             check_images(images, minimum=minimum, several_classes=several_classes)

@@ -231,7 +231,7 @@ def _check_suffix(classifier: Classifier, output: Path) -> None:
 
 def _show(terminal: Terminal, report: RepairReport, wanted: Format) -> None:
     if wanted == Format.JSON:
-        terminal.write(report.model_dump_json(indent=2) + "\n")
+        terminal.write_json(report)
     elif wanted == Format.HTML and report.scan is not None:
         from goodnet.render.html import scan_page
 

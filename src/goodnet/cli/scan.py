@@ -175,7 +175,7 @@ def deliver(
         outputs.write_scan(output, report)
         terminal.say(f"scan.json, triggers and pictures are in {output}")
     if wanted == ScanFormat.JSON:
-        terminal.write(report.model_dump_json(indent=2) + "\n")
+        terminal.write_json(report)
     elif wanted == ScanFormat.HTML:
         from goodnet.render.html import scan_page
 

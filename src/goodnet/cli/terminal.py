@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +13,12 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from goodnet.reports import Data
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
 
 
 class Watcher:
@@ -64,6 +72,17 @@ class Terminal:
 
             # "goodnet scan ... | head -1": the reader has what it wanted, the verdict stands.
             silence(self.results)
+
+    def write_json(self, report: Data) -> None:
+        """Writes a report as JSON. What steers a terminal, in a name from a file, is escaped, which
+        JSON takes to mean the same.
+
+        Raises:
+            OSError: as :meth:`write`.
+        """
+        from goodnet.reports import as_text
+
+        self.write(re.sub(r"[^\n -~]", _escaped, as_text(report)))
 
     def show(self, item: RenderableType) -> None:
         """Writes a Rich renderable as a result."""

@@ -79,8 +79,12 @@ def read_files(paths: Sequence[Path], shape: tuple[int, int, int]) -> RawImages:
             "give the images as an array in a .npz or .h5 file",
         )
     for path in paths:
-        if not path.exists():
-            raise GoodnetError("D001", f"there is no picture {path}", "check the path")
+        try:
+            path.stat()
+        except OSError as error:
+            raise GoodnetError(
+                "D001", f"there is no picture {path}: {error.strerror}", "check the path"
+            ) from error
     pixels, digest = _stack(paths, (height, width), channels, name=_name)
     return RawImages(pixels=pixels, labels=np.full(len(paths), -1, np.int64), sha256=digest)
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import ast
 import json
-import math
-import operator
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,17 +17,13 @@ from typing import Any
 import torch
 
 from goodnet.errors import GoodnetError
+from goodnet.formats.export_numbers import on_numbers
 from goodnet.formats.guard import damaged
+from goodnet.formats.operations import is_allowed
 
-FORBIDDEN_OPERATIONS = frozenset({"from_file", "save", "_print"})
 HIGHER_ORDER = "torch.ops.higher_order.wrap_with_set_grad_enabled"
 """The one operator with a graph inside: what ``with torch.no_grad()`` becomes."""
 
-_OPERATORS = frozenset({
-    "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "getitem", "ge", "gt",
-    "le", "lt", "eq", "ne", "and_", "or_", "not_",
-})  # fmt: skip
-_MATH = frozenset({"ceil", "floor", "trunc", "sqrt"})
 _NAME = re.compile(r"[\w.]*")
 _LOOSE = re.compile(r"[\w.+:\- ]*")
 _CONTEXT = re.compile(r"[\w\s\[\]\",.\-]*")
@@ -62,28 +56,23 @@ def resolve(target: str, where: str) -> Callable[..., Any]:
         where: the file, for the message.
 
     Raises:
-        GoodnetError: M014 when it is not an operator of the tensor library itself.
+        GoodnetError: M014 when it is not one that :mod:`goodnet.formats.operations` lets through.
     """
     parts = target.split(".")
-    found: object = None
-    if parts[:3] == ["torch", "ops", "aten"] and len(parts) == 5:
+    found: object = on_numbers(target)
+    if parts[:3] == ["torch", "ops", "aten"] and len(parts) == 5 and is_allowed(parts[3]):
         packet = getattr(torch.ops.aten, parts[3], None)
         if (
             isinstance(packet, torch._ops.OpOverloadPacket)
-            and parts[3] not in FORBIDDEN_OPERATIONS
+            # Those write to a tensor that they are given, and resize it.
+            and not parts[4].endswith("out")
             and parts[4] in packet.overloads()  # type: ignore[no-untyped-call]
         ):
             found = getattr(packet, parts[4])
-    elif len(parts) == 2 and parts[0] == "_operator" and parts[1] in _OPERATORS:
-        found = getattr(operator, parts[1])
-    elif len(parts) == 2 and parts[0] == "math" and parts[1] in _MATH:
-        found = getattr(math, parts[1])
-    elif len(parts) == 2 and parts[0] == "torch" and re.fullmatch(r"_?sym_\w+", parts[1]):
-        found = getattr(torch, parts[1], None)
     if not callable(found):
         raise GoodnetError(
             "M014",
-            f"{where} calls {target[:100]}, which is not an operation of torch.ops.aten",
+            f"{where} calls {target[:100]}, which is not one of the operations of classifiers",
             "export the model again with ordinary PyTorch layers only",
         )
     return found

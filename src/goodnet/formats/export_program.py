@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -295,11 +296,19 @@ def materialise(meta: dict[str, Any], data: bytes) -> Tensor:
         KeyError: (or ValueError, RuntimeError) the record does not hold such a tensor.
     """
     dtype = DTYPES[meta["dtype"]]
-    sizes = [int(size["as_int"]) for size in meta["sizes"]]
     if not data:
+        sizes = [int(size["as_int"]) for size in meta["sizes"]]
+        if math.prod(sizes):
+            raise ValueError("a tensor has no record")
         return torch.zeros(sizes, dtype=dtype)
     flat = torch.frombuffer(bytearray(data), dtype=dtype)
     return view_of(meta, flat).clone()
+
+
+def size_of(meta: dict[str, Any]) -> int:
+    """The bytes that a tensor takes, by what stands of it in the file; 0 where it is nonsense."""
+    sizes = [int(size["as_int"]) for size in meta["sizes"]]
+    return math.prod(sizes) * DTYPES[meta["dtype"]].itemsize
 
 
 def view_of(meta: dict[str, Any], flat: Tensor) -> Tensor:

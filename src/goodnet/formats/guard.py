@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import re
+import stat
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -44,13 +45,20 @@ def check_exists(path: Path) -> None:
         path: the model file.
 
     Raises:
-        GoodnetError: M001 nothing there, M002 a directory, M003 an empty file.
+        GoodnetError: M001 nothing there, or nothing that may be looked at, M002 a directory, M003
+            an empty file.
     """
-    if path.is_dir():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise GoodnetError("M001", f"there is no file {path}", "check the path") from error
+    except OSError as error:
+        raise GoodnetError(
+            "M001", f"cannot read {path}: {error.strerror}", "check the path and the permissions"
+        ) from error
+    if stat.S_ISDIR(found.st_mode):
         raise GoodnetError("M002", f"{path} is a directory", "name the model file inside it")
-    if not path.exists():
-        raise GoodnetError("M001", f"there is no file {path}", "check the path")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise GoodnetError("M003", f"{path} is empty", "fetch or export the model again")
 
 
@@ -209,7 +217,7 @@ def _check_safetensors(path: Path) -> None:
             size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(size))
         tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+        end = max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
     except (*BREAKS, TypeError, AttributeError, RecursionError) as error:
         raise damaged(path, error) from error
     if 8 + size + end != path.stat().st_size:

@@ -27,6 +27,9 @@ MAX_BYTES = 4 << 30
 MAX_EXPANSION = 1000
 """How many times larger than on disk an array may be; all zeros shrink by about as much."""
 MAX_TEXT = 64 << 20
+MAX_LOOSE = 1 << 30
+"""Bytes that many texts of any length could come to, each as long as the file. Keras writes texts
+of one length."""
 MAX_NAMES = 20_000
 
 
@@ -122,6 +125,11 @@ def _attribute(group: h5py.Group, name: str) -> Any:
     count = int(np.prod(identifier.shape or (), dtype=object))
     if count > MAX_NAMES or count * identifier.dtype.itemsize > MAX_TEXT:
         raise damaged(f"the attribute '{name}' is absurdly long")
+    kind = h5py.check_string_dtype(identifier.dtype)
+    # Of texts of any length, references are what is counted above: all may lead to the same one.
+    loose = kind is not None and kind.length is None
+    if loose and count > 1 and count * group.file.id.get_filesize() > MAX_LOOSE:
+        raise damaged(f"the attribute '{name}' may be absurdly long")
     return group.attrs[name]
 
 

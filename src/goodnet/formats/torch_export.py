@@ -9,6 +9,7 @@ copies the archive with new weights, so everything else in it stays byte for byt
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from goodnet.formats.export_program import (
     Program,
     materialise,
     parse,
+    size_of,
     tensor_sizes,
     view_of,
 )
@@ -35,6 +37,13 @@ from goodnet.formats.torch_module import as_logits, freeze
 
 _MALFORMED = (KeyError, ValueError, TypeError, AttributeError, RuntimeError, IndexError)
 _FOLDERS = ("data/weights", "data/constants")
+
+MOST_VIEWS, SPARE = 4, 2**26
+"""So many times the bytes of the file may its tensors take, and so many bytes more: one record can
+be listed under many names, and a stride of nought makes much of one number."""
+
+LARGEST_BATCH = 2**28
+"""Numbers in the largest batch that a program may insist on: a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ def load(path: Path) -> Network:
         return _network(archive, path)
     except GoodnetError:
         raise
-    except (*_MALFORMED, zipfile.BadZipFile, OSError) as error:
+    except (*_MALFORMED, ArithmeticError, MemoryError, zipfile.BadZipFile, OSError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -284,9 +293,13 @@ def _bindings(
 def _register(module: ExportModule, archive: _Archive) -> None:
     # Weights that two layers share must stay one parameter, or a repair would part them.
     shared: dict[str, Tensor] = {}
+    left = MOST_VIEWS * sum(map(len, archive.records.values())) + SPARE
     for name, (record, meta) in archive.tensors.items():
         identity = record + json.dumps([meta["sizes"], meta["strides"], meta["storage_offset"]])
         if identity not in shared:
+            left -= size_of(meta)
+            if left < 0:
+                raise ValueError("its tensors are far larger than the file")
             tensor = materialise(meta, archive.records[record])
             is_parameter = name in archive.parameters
             shared[identity] = nn.Parameter(tensor, False) if is_parameter else tensor
@@ -306,6 +319,12 @@ def _settle_batch(
     batch = tensor_sizes(graph["tensor_values"][image])[0]
     if batch is None or shape is None:
         return
+    if (batch + 1) * math.prod(shape) > LARGEST_BATCH:
+        raise GoodnetError(
+            "M009",
+            f"{where} takes batches of {batch} images of {shape[0]} x {shape[1]} x {shape[2]}",
+            "export the classifier for any number of images, or for a few",
+        )
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand((batch + 1, *shape), generator=generator)
     with torch.no_grad():
@@ -321,5 +340,5 @@ def _settle_batch(
 def _attempt(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | None:
     try:
         return module(images)
-    except (*_MALFORMED, NotImplementedError):
+    except (*_MALFORMED, ArithmeticError, MemoryError, NotImplementedError):
         return None

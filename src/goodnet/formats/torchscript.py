@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
 import warnings
 import zipfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,27 +15,11 @@ from torch import Tensor, nn
 from goodnet.errors import GoodnetError
 from goodnet.formats.guard import check_pickle_free_or_safe, damaged
 from goodnet.formats.network import Network
+from goodnet.formats.pickles import BREAKS
 from goodnet.formats.torch_module import as_logits, freeze, tensor_of
-
-FORBIDDEN = frozenset({"save", "from_file", "rpc_sync", "rpc_async", "rpc_remote"})
-"""Names in TorchScript source that write or map files, or call other machines."""
-FORBIDDEN_KINDS = frozenset(
-    {
-        "aten::save",
-        "aten::from_file",
-        "aten::_print",
-        "prim::Print",
-        "prim::PythonOp",
-        "prim::IgnoredPythonOp",
-        "prim::rpc_sync",
-        "prim::rpc_async",
-        "prim::rpc_remote",
-    }
-)
-"""The same as nodes of a compiled graph."""
+from goodnet.formats.torchscript_check import check_program, check_source, same_for_all
 
 _SOFTMAXES = ("aten::softmax", "aten::log_softmax", "aten::_softmax", "aten::_log_softmax")
-_HINT = "ask for a torch.export file (.pt2), or for the weights and the architecture"
 
 
 class ScriptModule(nn.Module):
@@ -77,8 +59,8 @@ class ScriptModule(nn.Module):
 def load(path: Path) -> Network:
     """A network from a TorchScript file.
 
-    The program's text is read before it is compiled, because ``__setstate__`` methods run while a
-    file is loaded; the compiled graphs of all methods are read again afterwards.
+    The program's text is read before it is compiled, because what it says of how it is restored
+    would run then; the compiled functions are read again afterwards.
 
     Args:
         path: written by ``torch.jit.save``; takes ``(n, C, H, W)``.
@@ -89,11 +71,14 @@ def load(path: Path) -> Network:
 
     Raises:
         GoodnetError: M003 damaged, M004 a pickle that would run code, M014 an operation that
-            reaches outside the model, M016 one that may not end while it is read.
+            reaches outside the model, or code that would run while it is read.
     """
     check_pickle_free_or_safe(path)
-    source = path.read_bytes()
-    _check_source(path, source)
+    try:
+        source = same_for_all(path.read_bytes())
+        check_source(path, source)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, *BREAKS) as error:
+        raise damaged(path, error) from error
     return _network(path.suffix, source, str(path))
 
 
@@ -124,7 +109,7 @@ def copy_tensors(source: nn.Module, target: nn.Module) -> None:
 
 def _network(suffix: str, source: bytes, where: str, live: bool = False) -> Network:
     try:
-        _check_graphs(where, _jit_load(source))
+        check_program(where, source)
         module = ScriptModule(source)
     except GoodnetError:
         raise
@@ -181,55 +166,3 @@ def _take_softmax_off(program: torch.jit.ScriptModule) -> None:
     if dim.toIValue() in (1, -1):
         outputs[0].replaceAllUsesWith(scores)
         node.destroy()
-
-
-def _check_source(path: Path, source: bytes) -> None:
-    """Refuse by the bare words of the program's text, whatever they are meant to be there."""
-    wakes = loops = False
-    with zipfile.ZipFile(io.BytesIO(source)) as archive:
-        for name in archive.namelist():
-            inside = name.casefold().split("/")[1:]
-            if inside[:1] != ["code"] or name.endswith(".debug_pkl"):
-                continue
-            text = archive.read(name).decode("utf-8", "replace")
-            found = FORBIDDEN & set(re.findall(r"[A-Za-z_]\w*", text))
-            foreign = _foreign_namespace(text)
-            if found or foreign:
-                raise _reaches_out(str(path), min(found) if found else foreign)
-            wakes |= "__setstate__" in text
-            loops |= re.search(r"^\s*(while|for)\b", text, re.MULTILINE) is not None
-    if wakes and loops:
-        # PyTorch runs it inside its reader, which nothing can interrupt.
-        raise GoodnetError(
-            "M016", f"{path} runs code while it is read, and loops, perhaps for ever", _HINT
-        )
-
-
-def _foreign_namespace(text: str) -> str:
-    if re.search(r"__torch__\s*\.\s*torch\s*\.\s*classes", text):
-        return "torch.classes"
-    for match in re.finditer(r"(?<![\w.])ops\b(.{0,40})", text):
-        if not re.match(r"\.(aten|prim)\.", match[1]):
-            return f"ops{match[1].split('(')[0]}"
-    return ""
-
-
-def _check_graphs(where: str, program: torch.jit.ScriptModule) -> None:
-    for part in program.modules():
-        compiled = part._c
-        for name in compiled._method_names():  # type: ignore[operator,union-attr]
-            graph = compiled._get_method(name).inlined_graph  # type: ignore[operator,union-attr]
-            for kind in _kinds(graph):
-                if kind.split("::")[0] not in ("aten", "prim") or kind in FORBIDDEN_KINDS:
-                    raise _reaches_out(where, kind)
-
-
-def _kinds(block: Any) -> Iterator[str]:
-    for node in block.nodes():
-        yield node.kind()
-        for inner in node.blocks():
-            yield from _kinds(inner)
-
-
-def _reaches_out(where: str, what: str) -> GoodnetError:
-    return GoodnetError("M014", f"{where} calls {what}, which reaches outside the model", _HINT)

@@ -121,15 +121,22 @@ def teach(
     return Scaled(preprocess, inner).eval()
 
 
-def measure(network: nn.Module, images: Images, attack: Attack | None) -> tuple[float, float]:
-    """Clean accuracy and attack success, both in [0, 1]; the latter is 0 without an attack.
+def measure(
+    network: nn.Module, images: Images, attack: Attack | None
+) -> tuple[float, float | None]:
+    """Clean accuracy and attack success, both in [0, 1]; the latter is 0 without an attack, and
+    None where the attack is meant for none of the images.
 
     Raises:
-        ValueError: there is no image, or none that the attack is meant for.
+        ValueError: there is no image.
     """
     with single_threaded():
         clean = accuracy(network, images)
-        return clean, accuracy(network, poisoned_test(images, attack)) if attack else 0.0
+        if attack is None:
+            return clean, 0.0
+        if not bool(attack.victims(images.labels).any()):
+            return clean, None
+        return clean, accuracy(network, poisoned_test(images, attack))
 
 
 def badnet(

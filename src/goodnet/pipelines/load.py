@@ -41,8 +41,8 @@ def load(
 
     Raises:
         GoodnetError: M001 to M014 for models that cannot be read; M009 no classifier, M010 another
-            image size, M012 NaN or infinity, M016 no answer at all; D007 labels outside the
-            classes, D010 no better than chance, D011 unknown preprocessing.
+            image size, M012 NaN or infinity, M016 no end of reading it, or no answer; D007 labels
+            outside the classes, D010 no better than chance, D011 unknown preprocessing.
     """
     network, path, digest = _read(model, architecture)
     shape = network.input_shape or (images.shape if images is not None else None)
@@ -93,11 +93,9 @@ def images_for(
     Raises:
         GoodnetError: as :func:`goodnet.images.load_images`, and for a model that cannot be read.
     """
-    from goodnet import formats
-
     channels = None
     if data.is_dir():
-        shape = formats.read_model(model, architecture).input_shape
+        shape = _read_file(model, architecture).input_shape
         if shape is not None:
             size = size or shape[1:]
             channels = shape[0] if shape[0] in (1, 3) else None
@@ -183,19 +181,25 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _read(model: Any, architecture: str | None) -> tuple[Network, str | None, str]:
-    # Late: the readers of some formats take seconds to import.
-    from goodnet import formats
-
     if isinstance(model, str | Path):
         path = Path(model).expanduser()
-        network = formats.read_model(path, architecture)
-        return network, str(path), files.sha256(path)
+        return _read_file(path, architecture), str(path), files.sha256(path)
     if architecture is not None:
         raise GoodnetError(
             "R003", "a live model needs no architecture", "leave the architecture away"
         )
+    from goodnet import formats
+
     network = formats.adopt(model)
     return network, None, weights_sha256(network.module)
+
+
+def _read_file(path: Path, architecture: str | None) -> Network:
+    # Late: the readers of some formats take seconds to import.
+    from goodnet import formats
+
+    # Some readers try the network on an image, which is the file's arithmetic already.
+    return awaited(lambda: formats.read_model(path, architecture), "reading the model")
 
 
 def _check_finite(network: Network, preprocess: Preprocess, probe: Tensor) -> None:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from goodnet.errors import GoodnetError
 from goodnet.reports import ScanReport
+from goodnet.trigger import Trigger
 
 TRIGGERS = ".triggers.safetensors"
 """How the name of a report's triggers ends."""
@@ -28,16 +31,20 @@ def save_report(report: ScanReport, path: Path) -> None:
     from safetensors.torch import save as to_bytes
 
     from goodnet.formats.files import atomic
-    from goodnet.reports import write_text
+    from goodnet.reports import as_text
     from goodnet.trigger import pack
 
     named = {f"mask-{label}": trigger for label, trigger in report.triggers.items()}
-    # The triggers of an earlier report must not pass for those of this one.
-    triggers_path(path).unlink(missing_ok=True)
-    if named:
-        with atomic(triggers_path(path)) as temporary:
-            temporary.write_bytes(to_bytes(pack(named)))
-    write_text(path, report)
+    beside = triggers_path(path)
+    # Both are complete before anything from before is touched: the disk may be full.
+    with atomic(path) as new:
+        new.write_text(as_text(report), encoding="utf-8")
+        if named:
+            with atomic(beside) as temporary:
+                temporary.write_bytes(to_bytes(pack(named)))
+        else:
+            # The triggers of an earlier report must not pass for those of this one.
+            beside.unlink(missing_ok=True)
 
 
 def load_report(path: Path) -> ScanReport:
@@ -68,11 +75,23 @@ def load_report(path: Path) -> ScanReport:
         found = unpack(load_file(str(beside))) if beside.is_file() else {}
     except Exception as error:  # safetensors raises a type of its own
         raise GoodnetError("R002", f"{beside} is damaged", HINT) from error
-    _, height, width = report.model.input_shape
-    if any(trigger.mask.shape != (1, height, width) for trigger in found.values()):
-        raise GoodnetError("R002", f"{beside} holds triggers of another size", HINT)
+    if not all(_fits(trigger, report) for trigger in found.values()):
+        raise GoodnetError("R002", f"{beside} holds triggers of another size or label", HINT)
     report._triggers.update({trigger.target: trigger for trigger in found.values()})
     return report
+
+
+def _fits(trigger: Trigger, report: ScanReport) -> bool:
+    """Whether a trigger is one for the model's images and labels, in finite numbers."""
+    channels, height, width = report.model.input_shape
+    return (
+        trigger.mask.shape == (1, height, width)
+        and trigger.pattern.shape == (channels, height, width)
+        and trigger.mask.dtype == trigger.pattern.dtype == torch.float32
+        and bool(trigger.mask.isfinite().all() and trigger.pattern.isfinite().all())
+        and 0 <= trigger.target < report.model.num_classes
+        and trigger.family in ("patch", "additive")
+    )
 
 
 def _sound(report: ScanReport) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import torch
@@ -71,7 +72,7 @@ def write_pngs(report: ScanReport, folder: Path) -> list[Path]:
 
     Args:
         report: a scan in this process: a report read back from JSON holds no triggers.
-        folder: made if it does not exist.
+        folder: made if it does not exist. Pictures of an earlier scan's labels are removed.
 
     Returns:
         The files, those of the most suspicious label first.
@@ -86,6 +87,10 @@ def write_pngs(report: ScanReport, folder: Path) -> list[Path]:
             with atomic(path) as temporary:
                 picture.save(temporary, format="PNG")
             written.append(path)
+    for path in folder.glob("label_*.png"):
+        # They would pass for triggers of this scan.
+        if path not in written and re.fullmatch(r"label_\d+_(mask|pattern|fused)", path.stem):
+            path.unlink(missing_ok=True)
     return written
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from goodnet.reports.base import Data, DataRef, FileRef, ModelRef, Proportion, write_text
+from goodnet.reports.base import (
+    Data,
+    DataRef,
+    FileRef,
+    ModelRef,
+    Proportion,
+    as_text,
+    write_text,
+)
 from goodnet.reports.others import Evaluation, FleetReport, FleetResult, FleetRow
 from goodnet.reports.repaired import (
     AccuracyLoss,
@@ -38,5 +46,6 @@ __all__ = [
     "Standing",
     "TestResult",
     "Verdict",
+    "as_text",
     "write_text",
 ]

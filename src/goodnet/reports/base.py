@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _readable(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+Name = Annotated[str, BeforeValidator(_readable)]
+"""A text that may come from a file system, where names are bytes: what is no UTF-8 is escaped."""
 
 
 class Data(BaseModel):
@@ -25,7 +34,7 @@ class Proportion(Data):
 class FileRef(Data):
     """What was read: where it lay, and its SHA-256."""
 
-    path: str | None
+    path: Name | None
     sha256: str
 
 
@@ -44,9 +53,14 @@ class DataRef(FileRef):
     classes: int
 
 
+def as_text(report: Data) -> str:
+    """``report`` as one JSON document."""
+    return report.model_dump_json(indent=2) + "\n"
+
+
 def write_text(path: Path, report: Data) -> None:
     """Writes ``report`` as one JSON document, all or nothing."""
     from goodnet.formats.files import atomic
 
     with atomic(path) as temporary:
-        temporary.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(as_text(report), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from goodnet.reports.base import Data, DataRef, ModelRef, Proportion
+from goodnet.reports.base import Data, DataRef, ModelRef, Name, Proportion
 from goodnet.reports.scanned import ScanReport, Verdict
 
 
@@ -41,32 +41,32 @@ class FleetResult(Data):
         hint: what to do.
     """
 
-    name: str
+    name: Name
     key: str
     seconds: float
     report: ScanReport | None = None
     error_code: str | None = None
-    error: str | None = None
-    hint: str | None = None
+    error: Name | None = None
+    hint: Name | None = None
 
 
 class FleetRow(Data):
     """One model in the table over all."""
 
-    name: str
+    name: Name
     sha256: str
     verdict: Verdict | None
     p_value: float | None
     targets: list[int]
     clean_accuracy: Proportion | None
     seconds: float
-    error: str | None
+    error: Name | None
 
 
 class FleetReport(Data):
     """The table over all models of a fleet, in the order of the folder or the list."""
 
     version: str
-    data: str
+    data: Name
     data_sha256: str
     rows: list[FleetRow]

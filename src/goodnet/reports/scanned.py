@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr
 
 from goodnet.images import Images
-from goodnet.reports.base import Data, DataRef, ModelRef, Proportion
+from goodnet.reports.base import Data, DataRef, ModelRef, Name, Proportion
 from goodnet.trigger import Trigger
 
 Verdict = Literal["backdoored", "suspicious", "clean", "inconclusive"]
@@ -123,7 +123,7 @@ class ScanReport(Data):
     settings: dict[str, float | int | str]
     model: ModelRef
     data: DataRef
-    class_names: list[str] | None = None
+    class_names: list[Name] | None = None
     tests: list[TestResult] = Field(default_factory=list)
     calibration: str = ""
     mapping: dict[int, int] = Field(default_factory=dict)
