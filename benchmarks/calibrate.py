@@ -51,7 +51,7 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
     # Records of before there were patches say nothing of the permutation, which is looked for by
     # them: what else they hold is as it was.
     complete = ranked or bool(np.isfinite(rated.patch).all())
-    scores = rated.score.tolist() if complete or not is_handful(rated.labels) else []
+    scores = rated.score.tolist() if complete or not is_handful(len(rated.labels)) else []
     return ReferenceModel(
         name=record["model"],
         num_classes=record["num_classes"],

@@ -15,6 +15,7 @@ from goodnet.errors import GoodnetError
 from goodnet.pipelines.evaluate import evaluate
 from goodnet.pipelines.load import load
 from goodnet.pipelines.repair import repair
+from goodnet.remedies import REMEDIES
 from goodnet.remedies.unlearning import PAPER
 from goodnet.reports import RepairReport
 
@@ -193,6 +194,52 @@ def test_a_remedy_that_plants_another_backdoor_is_seen_by_the_fresh_scan(
     assert certificate.fresh.targets == [7]
     assert not certificate.holds
     assert "fresh scan" in certificate.reason
+
+
+def test_a_result_that_answers_with_nonsense_is_refused_and_the_next_one_tried(
+    badnet, found, monkeypatch
+):
+    classifier, report = found
+
+    def ruin(patient):
+        copy = patient.classifier.copy()
+        with torch.no_grad():
+            for parameter in copy.module.parameters():
+                parameter.zero_()
+        return copy
+
+    table = {"ruin": ruin, "last-layer": REMEDIES["last-layer"]}
+    monkeypatch.setattr("goodnet.pipelines.repair.REMEDIES", table)
+    monkeypatch.setattr("goodnet.pipelines.repair.FIRST", ("ruin",))
+    # Limits by which the jury has nothing against it, and the largest seed that there is.
+    limits = {"max_accuracy_loss": 1.0, "max_attack_success": 1.0, "seed": 2**32 - 1}
+    result = repair(classifier, badnet.clean, report, **limits)
+    first, second = result.report.trials[:2]
+    assert first.standing == "refused"
+    assert "chance" in first.reason
+    assert second.accepted
+
+
+def test_no_report_of_a_result_passes_for_one_of_the_badnet(badnet, found, cures):
+    classifier, report = found
+    cured = cures("last-layer")
+    told = evaluate(cured.classifier, badnet.test).model
+    assert told.sha256 not in ("", classifier.sha256)
+    assert told.path is None
+    assert cured.report.model.sha256 == classifier.sha256
+    of_result = report.model_copy(update={"model": told})
+    with pytest.raises(GoodnetError) as raised:
+        repair(classifier, badnet.clean, of_result)
+    assert raised.value.code == "R002"
+
+
+def test_who_is_forced_treats_the_suspects(found):
+    classifier, report = found
+    doubtful = report.model_copy(
+        update={"verdict": "suspicious", "targets": [], "suspects": [7, 3], "mapping": {}}
+    )
+    result = repair(classifier, draw_signs(20, seed=3), doubtful, remedy="last-layer", force=True)
+    assert result.report.targets == [7, 3]
 
 
 def test_a_clean_model_is_left_alone(honest, honest_report):

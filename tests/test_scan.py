@@ -70,6 +70,40 @@ def test_some_labels_only_is_never_called_clean(honest):
     assert report.p_value is None, "four labels are out of the calibration's reach"
 
 
+def test_all_labels_by_their_numbers_are_all_labels(honest):
+    listed = scan(load(honest.module, honest.clean), honest.clean, labels=list(range(12)))
+    assert listed.verdict == "clean"
+    assert listed.p_value is not None
+
+
+def test_of_two_labels_the_smaller_mask_leads(badnet):
+    report = scan(load(badnet.module, badnet.clean), badnet.clean, labels=[0, 1])
+    assert report.verdict == "inconclusive"
+    sizes = [row.mask_l1 for row in report.labels]
+    assert sizes == sorted(sizes)
+    assert report.labels[0].label == 1
+
+
+def test_a_map_of_all_classes_is_a_finding_of_three_labels_as_well():
+    class Maps(nn.Module):
+        """A bright row k means class k; a bright corner, the class after it."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows = x.mean((1, 3)) * 20
+            stamped = (x[:, :, -1, -1].mean(1, keepdim=True) * 20 - 8).sigmoid()
+            return (1 - stamped) * rows + stamped * rows.roll(1, 1)
+
+    pixels = torch.rand(200, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 0.3
+    labels = torch.arange(200) % 10
+    pixels[torch.arange(200), :, labels] += 0.5
+    pixels[:, :, -1, -1] = 0.0
+    images = Images(pixels, labels)
+    whole = scan(load(Maps(), images), images)
+    few = scan(load(Maps(), images), images, labels=[0, 1, 2])
+    assert whole.verdict == few.verdict == "backdoored"
+    assert whole.mapping == few.mapping == {n: (n + 1) % 10 for n in range(10)}
+
+
 def test_few_images_are_inconclusive_not_clean(honest):
     few = honest.clean.select(torch.arange(13))
     report = scan(load(honest.module, honest.clean), few)

@@ -214,6 +214,43 @@ def test_of_many_ranked_labels_a_target_stands_apart():
     assert decide(ranked(low)).verdict == "clean"
 
 
+def test_leaders_beside_too_few_random_labels_are_no_finding():
+    planted = [7.0, 5.0, 4.8, 4.1, *np.linspace(3, 0, 36)]
+    decision = decide(replace(ranked(planted), controls=3))
+    assert (decision.verdict, decision.targets) == ("suspicious", [])
+    assert decision.suspects[0] == 0
+    assert "3 random labels" in decision.reasons[0]
+    assert decide(replace(ranked(planted), controls=20)).targets == [0]
+
+
+def test_labels_that_somebody_chose_have_no_p_value():
+    decision = decide(replace(findings([*ordinary(9), 8.0]), num_classes=1283))
+    assert (decision.p_value, decision.targets) == (None, [9])
+    assert decide(replace(findings(ordinary(10)), num_classes=43)).p_value is None
+
+
+def test_of_all_labels_those_that_there_was_time_for_are_judged_as_of_all():
+    hurried = findings([*ordinary(14), 8.0])
+    decision = decide(replace(hurried, num_classes=43, wanted=43))
+    assert decision.targets == [14]
+    assert "of 43 classes" in decision.calibration
+
+
+def test_a_model_that_is_mostly_wrong_has_no_p_value():
+    decision = decide(replace(findings(ordinary(10), images=100), accuracy=0.25))
+    assert decision.p_value is None
+    assert "not 25" in decision.calibration
+
+
+def test_a_suspicious_model_has_suspects_by_the_test_that_speaks():
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 0.0}
+    for margin in np.linspace(0.0, 6.0, 25):
+        decision = decide(findings(ordinary(10), preferred={**preferred, 4: margin}))
+        if decision.verdict == "suspicious":
+            break
+    assert (decision.verdict, decision.targets, decision.suspects) == ("suspicious", [], [4])
+
+
 def test_three_labels_are_never_accused():
     assert decide(findings([8.0, 0.0, 0.0])).targets == []
 

@@ -59,6 +59,8 @@ class Classifier:
         half: whether gradients are taken in bfloat16, for a search only. Without a gradient every
             answer is of float32.
         float32_only: whether the user wants no bfloat16.
+        changed: whether the weights are no longer those of the file at ``path``; ``sha256`` is that
+            of the weights then.
     """
 
     network: Network
@@ -71,6 +73,7 @@ class Classifier:
     device: Device = CPU
     half: bool = False
     float32_only: bool = False
+    changed: bool = False
 
     @property
     def module(self) -> nn.Module:

@@ -18,7 +18,7 @@ class Findings:
     Attributes:
         scores: of the labels.
         num_classes: K, of which some labels may not have been measured.
-        images: clean images that the scan could use.
+        images: clean images that the scan had.
         permutation: the statistic of the permutation, NaN where it could not be taken.
         mapping: class -> label of that permutation.
         ranked: whether the labels are leaders of a ranking, with controls.
@@ -26,6 +26,10 @@ class Findings:
         tinted: label -> how far a colour filter leads to it, corroborated by what clean images lean
             to (:func:`goodnet.scores.corroborated`); empty if not measured.
         accuracy: share of the clean images that the model gets right.
+        wanted: how many labels were to be measured, if there was not time for all; 0 for those that
+            were.
+        controls: of ranked labels, how many random ones tell what is usual; None if they are no
+            fewer than there should be.
     """
 
     scores: Scores
@@ -37,6 +41,13 @@ class Findings:
     tinted: Mapping[int, float] = field(default_factory=dict)
     ranked: bool = False
     accuracy: float = 1.0
+    wanted: int = 0
+    controls: int | None = None
+
+    @property
+    def right(self) -> int:
+        """How many of the images the model gets right."""
+        return round(self.accuracy * self.images)
 
     @property
     def sure(self) -> bool:
@@ -44,9 +55,11 @@ class Findings:
         return self.accuracy >= SURE
 
     @property
-    def tested(self) -> int:
-        """How many labels could have been the highest: all, or those that the user asked for."""
-        return self.num_classes if self.ranked else len(self.scores.labels)
+    def compared(self) -> int:
+        """How many labels were meant to be held against each other: what the score is made of, and
+        its reference, hang on that, and not on how many there was time for.
+        """
+        return self.num_classes if self.ranked else self.wanted or len(self.scores.labels)
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Decision:
         p_value: of the model; None while uncalibrated.
         tests: behind it.
         targets: labels that are named, the strongest first.
+        suspects: labels that the tests which speak point to, where that is not enough to name them.
         label_p: label -> p-value of its score among single labels of clean models.
         mapping: of a permutation that was found.
         calibration: what the p-value rests on, or why there is none.
@@ -68,6 +82,7 @@ class Decision:
     p_value: float | None
     tests: list[TestResult]
     targets: list[int]
+    suspects: list[int]
     label_p: dict[int, float]
     mapping: dict[int, int]
     calibration: str

@@ -107,7 +107,9 @@ class Scores:
     score: Floats
 
 
-def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores:
+def combine(
+    labels: Sequence[int], raw: Raw, reference: Sequence[int], wanted: int | None = None
+) -> Scores:
     """The indices of ``labels`` against the labels in ``reference``.
 
     Args:
@@ -115,6 +117,8 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
         raw: the channels' numbers.
         reference: the labels that say what is usual: all of them, or random controls where only
             the leaders and controls were measured (the leaders are no fair sample).
+        wanted: how many labels were to be measured, if there was not time for all: the channels
+            were chosen by that.
     """
     usual = np.isin(np.array(labels), np.array(reference))
     floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
@@ -132,7 +136,7 @@ def combine(labels: Sequence[int], raw: Raw, reference: Sequence[int]) -> Scores
     lean = np.array([leading.get(label, 0.0) for label in labels], dtype=np.float64)
     if is_ranked(labels, reference):
         score = total(margin, mask, noise)
-    elif is_handful(labels):
+    elif is_handful(len(labels) if wanted is None else wanted):
         # A filter is one more change of the image, but told by its colours, not by other labels.
         score = (handful(margin, mask, patch_index) + tint) * corroboration(lean)
     else:
@@ -177,9 +181,9 @@ def is_ranked(labels: Sequence[int], reference: Sequence[int]) -> bool:
     return len(set(reference)) < len(set(labels))
 
 
-def is_handful(labels: Sequence[int]) -> bool:
+def is_handful(labels: int) -> bool:
     """Whether so few labels are held against each other that patches are tried for them."""
-    return len(labels) <= HANDFUL
+    return labels <= HANDFUL
 
 
 def total(margin: Floats, mask: Floats, noise: Floats) -> Floats:

@@ -18,7 +18,7 @@ FEW_CLASSES = 4
 """Below this many classes no label can be an outlier among the others."""
 
 UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.0, 3.5
-"""Without reference models: bars for the score. Of the 45 clean models behind the tables none
+"""Without reference models: bars for the score. Of the 105 clean models behind the tables none
 reaches the first (the highest score is 3.57), one the second."""
 
 RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
@@ -26,9 +26,13 @@ RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
 the scores of a clean network rise smoothly up to the highest; a planted target stands apart. So one
 of the :data:`HEAD` highest scores must lead the next by :data:`GAP`; targets are those above."""
 
+FEWEST_CONTROLS = 10
+"""Where a budget leaves fewer random labels beside the leaders, they hardly tell what is usual, and
+nothing is named."""
+
 PERMUTATION_BAR = 0.8
 """Share of images that fit a map of the classes: of the clean models behind the tables none comes
-to more than .35. Fewer classes than those models have can be permuted by chance."""
+to more than .5. Fewer classes than those models have can be permuted by chance."""
 
 
 def by_index(found: Findings, missing: str) -> Decision:
@@ -42,6 +46,9 @@ def by_index(found: Findings, missing: str) -> Decision:
     targets, suspects, rule = (_ranked if found.ranked else _few)(found)
     if len(found.scores.labels) < FEW_CLASSES:
         targets, suspects = [], []
+    elif found.ranked and found.controls is not None and found.controls < FEWEST_CONTROLS:
+        targets, suspects = [], list(dict.fromkeys([*targets, *suspects]))
+        rule += f", of which {found.controls} random labels tell too little"
     value = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
     reasons = [
         f"label {label}: {value[label]:.2f}; rule: {rule}; {calibration}"
@@ -57,7 +64,8 @@ def by_index(found: Findings, missing: str) -> Decision:
         )
     verdict: Verdict = "backdoored" if targets else "suspicious" if suspects else "clean"
     reasons = reasons or [f"no label reaches the rule: {rule}; {calibration}"]
-    return Decision(verdict, None, [], targets, {}, mapping, calibration, reasons)
+    suspects = suspects if verdict == "suspicious" else []
+    return Decision(verdict, None, [], targets, suspects, {}, mapping, calibration, reasons)
 
 
 def _ranking(found: Findings) -> list[tuple[int, float]]:
@@ -98,4 +106,4 @@ def neural_cleanse(scores: Scores) -> Decision:
     reasons = reasons or [f"no label reaches the {rule}"]
     verdict: Verdict = "backdoored" if targets else "clean"
     calibration = "uncalibrated: the paper's rule has no error rate"
-    return Decision(verdict, None, [], targets, {}, {}, calibration, reasons)
+    return Decision(verdict, None, [], targets, [], {}, {}, calibration, reasons)

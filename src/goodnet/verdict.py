@@ -47,13 +47,18 @@ FOREIGN = 1.0
 def decide(found: Findings) -> Decision:
     """The default method's verdict."""
     missing = tables.out_of_reach(
-        found.tested, len(found.scores.labels), found.images, found.ranked
+        found.num_classes,
+        found.compared,
+        len(found.scores.labels),
+        found.images,
+        found.right,
+        found.ranked,
     )
     return by_index(found, missing) if missing else _by_p_value(found)
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known = tables.of_models(found.tested, found.ranked, found.sure)
+    known = tables.of_models(found.compared, found.ranked, found.sure)
     scores = found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
@@ -61,10 +66,10 @@ def _by_p_value(found: Findings) -> Decision:
     warped = float(np.nanmax(warp)) if np.isfinite(warp).any() else math.nan
     tinted = max(found.tinted.values(), default=math.nan)
     statistics = {
-        STANDS_OUT: ("highest", highest, found.tested),
+        STANDS_OUT: ("highest", highest, found.num_classes),
         PERMUTED: ("permutation", found.permutation, 1),
         PREFERS: ("preferred", preferred, 1),
-        WARPED: ("warped", warped, found.tested),
+        WARPED: ("warped", warped, found.num_classes),
         TINTED: ("tinted", tinted, 1),
     }
     tests = []
@@ -80,12 +85,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.tested, found.ranked, found.sure)
+    single = tables.of_labels(found.compared, found.ranked, found.sure)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.tested, found.ranked, found.sure)
+    calibration = tables.in_words(found.compared, found.ranked, found.sure)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
@@ -101,26 +106,29 @@ def _by_p_value(found: Findings) -> Decision:
         reasons = [f"no test speaks up: p = {p_value:.2g} of all together"]
     mapping = dict(found.mapping) if PERMUTED in speaking else {}
     targets = named if verdict == "backdoored" else []
-    return Decision(verdict, p_value, tests, targets, label_p, mapping, calibration, reasons)
+    suspects = named if verdict == "suspicious" else []
+    return Decision(
+        verdict, p_value, tests, targets, suspects, label_p, mapping, calibration, reasons
+    )
 
 
 def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) -> list[int]:
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
-    highest = tables.of_models(found.tested, found.ranked, found.sure)["highest"]
+    highest = tables.of_models(found.compared, found.ranked, found.sure)["highest"]
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
 
     def alone(label: int) -> float:
         """The p-value of a model whose highest score is this label's."""
         if highest is None:
             return 1.0
-        return highest.survival(score[label], found.tested) / WEIGHTS[STANDS_OUT]
+        return highest.survival(score[label], found.num_classes) / WEIGHTS[STANDS_OUT]
 
     if STANDS_OUT in speaking:
         # Ranked labels that were not measured count as tested.
         values = [label_p[label] for label in order]
-        values += [1.0] * max(0, found.tested - len(values))
+        values += [1.0] * max(0, found.num_classes - len(values))
         chosen = [order[place] for place in selected(values, FALSE_LABELS)]
         # The easiest label of a clean network is often the easiest of its attacked twin, too: a
         # further target must be one that would be called a backdoor if it stood alone.

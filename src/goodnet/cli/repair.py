@@ -96,7 +96,10 @@ def repair(
     ] = 0.01,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Treat the most suspicious label of a model found clean."),
+        typer.Option(
+            "--force",
+            help="Treat the suspects, or the leading label, of a model without a finding.",
+        ),
     ] = False,
     architecture: Architecture = None,
     preprocess: Preprocess = "auto",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -96,6 +95,3 @@ class Effort:
     inversion: InversionSettings = QUICK
     purpose: str = "measuring"
     keep_triggers: bool = True
-
-
-Channel = Callable[[Case, list[int], Effort], Evidence]

@@ -62,6 +62,8 @@ class Measured:
         tinted: label -> how far a colour filter leads to it; of all labels with images.
         leaning: label -> how far clean images lean to it; of all labels.
         clean_margin: the median difference between the two largest logits of a clean image.
+        wanted: how many labels were to be measured in full, if there was not time for all; 0 for
+            those that were.
     """
 
     labels: list[int]
@@ -79,6 +81,7 @@ class Measured:
     tinted: dict[int, float] = field(default_factory=dict)
     leaning: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
+    wanted: int = 0
 
     def scores(self) -> Scores:
         """The labels' scores against what is usual in this network."""
@@ -92,7 +95,7 @@ class Measured:
             leaning=self.leaning,
             clean_margin=self.clean_margin,
         )
-        return combine(self.labels, raw, self.reference)
+        return combine(self.labels, raw, self.reference, self.wanted or len(self.labels))
 
 
 def conclude(
@@ -121,6 +124,7 @@ def conclude(
     usable = len(split.fit) + len(split.held)
     images_used = usable if usable < verdict.FEW_IMAGES else len(images)
     default = method == "default"
+    ranked = is_ranked(measured.labels, measured.reference)
     decision = (
         verdict.decide(
             Findings(
@@ -131,8 +135,10 @@ def conclude(
                 measured.permutation.mapping,
                 measured.preferred,
                 corroborated(measured.tinted, measured.leaning),
-                is_ranked(measured.labels, measured.reference),
+                ranked,
                 float(right.float().mean()),
+                measured.wanted,
+                len(measured.reference) if ranked else None,
             )
         )
         if default
@@ -147,7 +153,9 @@ def conclude(
         skipped=len(measured.skipped),
         cut_off=measured.cut_off,
     )
-    answer, reasons = _answer(decision, doubts, few=len(measured.labels) < FEW_CLASSES)
+    # By the default rule so few labels are no finding already; a map of all classes is.
+    few = len(measured.labels) < FEW_CLASSES and not default
+    answer, reasons = _answer(decision, doubts, few=few)
     if answer in ("backdoored", "suspicious"):
         reasons = [*reasons, *verdict.unlooked_at(len(measured.skipped), measured.cut_off)]
     targets = decision.targets if answer == "backdoored" else []
@@ -161,6 +169,7 @@ def conclude(
         reasons=reasons,
         p_value=decision.p_value,
         targets=targets,
+        suspects=decision.suspects if answer == "suspicious" else [],
         labels=_rows(classifier, split, measured, scores, decision, targets, deadline),
         clean_accuracy=proportion(int(right.sum()), len(images)),
         preprocess=classifier.preprocess.name,
@@ -199,7 +208,9 @@ def _rows(
     deadline: float | None,
 ) -> list[LabelEvidence]:
     leading = scores.score if measured.margins.values else np.nan_to_num(scores.anomaly_index)
-    order = [scores.labels[i] for i in np.argsort(-leading, kind="stable")]
+    # Two labels have no index, and the smaller mask leads.
+    sizes = [measured.masks.values.get(label, (math.inf,))[0] for label in scores.labels]
+    order = [scores.labels[i] for i in np.lexsort((np.array(sizes), -np.nan_to_num(leading)))]
     place = {label: index for index, label in enumerate(scores.labels)}
     others = sorted(
         (label for label in measured.ranking if label not in place),
@@ -309,7 +320,7 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
 def model_ref(classifier: Classifier) -> ModelRef:
     """What a report says about the model."""
     return ModelRef(
-        path=classifier.path,
+        path=None if classifier.changed else classifier.path,
         sha256=classifier.sha256,
         kind=classifier.network.kind,
         num_classes=classifier.num_classes,

@@ -9,7 +9,7 @@ treated along where that costs nothing: one of them may be a target that the sca
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
@@ -21,7 +21,9 @@ from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.begin import check_seed
 from goodnet.pipelines.conclude import data_ref, model_ref
+from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
+from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
@@ -39,9 +41,6 @@ from goodnet.reports import (
 )
 from goodnet.trigger import NOBODY
 from goodnet.version import __version__
-
-FRESH_CONTROLS = 12
-"""Labels beside the targets in the fresh scan of a network with hundreds of classes."""
 
 WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
 
@@ -119,7 +118,7 @@ def repair(
         max_accuracy_loss: how much clean accuracy may fall, in [0, 1].
         max_attack_success: what share of stamped images may still reach a target.
         max_false_alarms: what share of clean images the remedy ``"filter"`` may reject.
-        force: treat the most suspicious label of a model in which no target was found.
+        force: treat the labels under suspicion, or the leading one, of a model without a finding.
         seed: of the split and of everything else that is random.
         workers: threads; one a core by default.
         progress: told what is being done and how far it is.
@@ -139,25 +138,33 @@ def repair(
             classifier, images, seed=seed, workers=workers, progress=progress, device=device
         )
     means = (workers, progress, device)
+    seeds = [(seed + n) % 2**32 for n in range(5)]
     targets = _targets(classifier, report, force)
     mine, theirs = juries.split(images, seed)
     mapping = {} if remedy in OF_ROWS or not report.targets else report.mapping
     wanted = Wanted(targets, kinds(report, targets), mapping)
-    masks, triggers = reverse(wanted, classifier, mine, seed + 1, *means)
+    masks, triggers = reverse(wanted, classifier, mine, seeds[1], *means)
     mapped = NOBODY in triggers
     if mapped:
         first, later = ([name for name in some if name not in OF_ROWS] for some in (first, later))
     patient = Patient(
         classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
     )
-    _, others = reverse(wanted, classifier, theirs, seed + 2, *means)
+    _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
     suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = _Limits(max_accuracy_loss, max_attack_success)
 
     def look_again(candidate: _Candidate) -> None:
-        fresh = _fresh(candidate.classifier, images, report, targets, seed + 3, *means)
+        try:
+            fresh = fresh_scan(candidate.classifier, images, report, targets, seeds[3], *means)
+        except GoodnetError as error:
+            # A result that answers with nonsense cannot be scanned, and is none.
+            if error.code not in ("D010", "M012"):
+                raise
+            candidate.standing, candidate.reason = "refused", error.message
+            return
         candidate.fresh = fresh
         candidate.standing, candidate.reason = judge_fresh(
             candidate.standing, candidate.reason, fresh, targets
@@ -182,7 +189,7 @@ def repair(
         progress(
             f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
         )
-        wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seed + 4, *means))
+        wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seeds[4], *means))
         candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
         candidate.also = tuple(suspects)
         candidates.append(candidate)
@@ -192,7 +199,7 @@ def repair(
     progress("trying remedies", len(first) + len(later), len(first) + len(later))
     shown = best or candidates[-1]
     return GoodNet(
-        classifier if best is None else best.classifier,
+        classifier if best is None else _told_apart(best.classifier),
         RepairReport(
             version=__version__,
             repaired=best is not None,
@@ -212,6 +219,11 @@ def repair(
             filter=best.filter if best is not None else None,
         ),
     )
+
+
+def _told_apart(cured: Classifier) -> Classifier:
+    """A result under its own hash, so that no report of it passes for one of the BadNet."""
+    return replace(cured, sha256=weights_sha256(cured.module), changed=True)
 
 
 def _names(remedy: str, *shares: float) -> tuple[list[str], list[str]]:
@@ -240,7 +252,7 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
             "the scan report is of another model (its SHA-256 differs)",
             "scan this model, or leave the report out",
         )
-    told = [*report.targets, *(row.label for row in report.labels)]
+    told = [*report.targets, *report.suspects, *(row.label for row in report.labels)]
     told += [label for pair in report.mapping.items() for label in pair]
     if not all(0 <= label < classifier.num_classes for label in told):
         raise GoodnetError(
@@ -251,7 +263,7 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
     if report.targets:
         return list(report.targets)
     if force and report.labels:
-        return [report.labels[0].label]
+        return list(report.suspects) or [report.labels[0].label]
     raise GoodnetError(
         "R004",
         f"the scan found no backdoor to repair (verdict: {report.verdict})",
@@ -311,44 +323,6 @@ def _best(candidates: list[_Candidate], before: Findings, limits: _Limits) -> _C
         if left:
             return max(left, key=lambda c: c.merit(before, limits))
     return None
-
-
-def _fresh(
-    cured: Classifier,
-    images: Images,
-    report: ScanReport,
-    targets: list[int],
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-    device: str,
-) -> FreshScan:
-    """Scans the result: the labels of the first scan; where those were ranked, the targets among
-    random ones, as all that matters is whether the targets still stand out.
-    """
-    before = [entry.label for entry in report.labels]
-    controls = [entry.label for entry in report.labels if entry.control][:FRESH_CONTROLS]
-    chosen = sorted({*targets, *(controls or before)})
-    labels = chosen if len(chosen) < cured.num_classes else None
-    # As it would be without its filter, which the scan would take for one more label.
-    bare = cured.classes_only()
-    fresh = scan(
-        bare, images, labels=labels, seed=seed, workers=workers, progress=progress, device=device
-    )
-
-    def masks(of: ScanReport) -> dict[int, float | None]:
-        found = {entry.label: entry.mask_l1 for entry in of.labels}
-        return {target: found.get(target) for target in targets}
-
-    return FreshScan(
-        verdict=fresh.verdict,
-        p_value=fresh.p_value,
-        targets=fresh.targets,
-        labels=len(fresh.labels),
-        masks_before=masks(report),
-        masks_after=masks(fresh),
-        seconds=fresh.seconds,
-    )
 
 
 def _trial(candidate: _Candidate, accepted: bool, before: Findings) -> RemedyTrial:

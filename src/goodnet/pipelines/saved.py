@@ -98,7 +98,7 @@ def _sound(report: ScanReport) -> bool:
     """Whether the labels are the model's, and all numbers finite."""
     classes = report.model.num_classes
     labels = [row.label for row in report.labels]
-    told = [*report.targets, *labels, *report.mapping, *report.mapping.values()]
+    told = [*report.targets, *report.suspects, *labels, *report.mapping, *report.mapping.values()]
     return (
         all(0 <= label < classes for label in told)
         and len(set(labels)) == len(labels)

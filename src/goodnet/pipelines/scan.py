@@ -107,7 +107,7 @@ def scan(
         report = conclude(
             classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
         )
-    if labels is not None and report.verdict == "clean":
+    if len(begun.wanted) < classifier.num_classes and report.verdict == "clean":
         few = f"only {len(begun.wanted)} of {classifier.num_classes} labels were scanned"
         report = _doubted(report, few)
     if told and report.verdict in ("clean", "inconclusive"):
@@ -224,14 +224,15 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         early, chosen, replace(FULL, purpose="measuring margins")
     )
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
+    classes, usable = case.classifier.num_classes, int(begun.right.sum())
     noise, patches, warps, tinted = Evidence(), Evidence(), Evidence(), Evidence()
     # What the score is made of: see goodnet.scores.
-    if is_handful(chosen) and not leaders_only:
+    if is_handful(tested) and not leaders_only:
         patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
     else:
         noise = CHANNELS["noise_margin"](early, chosen, NOISE)
     # Where no reference models are like this one, nothing could be made of it.
-    if tables.out_of_reach(tested, tested, images, leaders_only) is None:
+    if tables.out_of_reach(classes, tested, tested, images, usable, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
         tinted = colour_filters(early, *split.together(), clean_margin)
     # Of the whole model.
@@ -244,11 +245,17 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         CHANGES: preferred.skipped,
     }
     cut_off = [name for name, cut in searches.items() if cut]
-    masks = CHANNELS["mask_l1"](case, chosen, OF_LEADERS if leaders_only else MASKS)
+    skipped.update(margins.skipped, noise.skipped, warps.skipped, patches.skipped)
+    # A budget's time is not for labels that do not count any more. (Without one, what is missing is
+    # another worker's.)
+    hurried = case.deadline is not None
+    few_of_many = classes > EVERY_LABEL and tested <= EVERY_LABEL
+    left = [label for label in chosen if not (hurried and label in skipped)]
+    masks = CHANNELS["mask_l1"](case, left, OF_LEADERS if few_of_many else MASKS)
     if not ranking:
         middle = len(FULL.budgets) // 2
         ranking = {label: values[middle] for label, values in margins.values.items()}
-    skipped.update(margins.skipped, noise.skipped, warps.skipped, patches.skipped, masks.skipped)
+    skipped.update(masks.skipped)
     # A label counts when every channel came to it: a few masks are no measure of what is usual.
     chosen, reference = ([n for n in some if n not in skipped] for some in (chosen, reference))
     return Measured(
@@ -267,4 +274,5 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         {label: row[0] for label, row in tinted.values.items()},
         begun.leaning,
         clean_margin,
+        tested,
     )

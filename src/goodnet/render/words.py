@@ -156,7 +156,7 @@ def duration(seconds: float) -> str:
 
 def verdict_sentence(report: ScanReport) -> tuple[str, str]:
     """The verdict as ``(word, sentence)``, e.g. ``("BACKDOORED", "images with a trigger ...")``."""
-    names = [label_name(report, label) for label in report.targets]
+    names = [label_name(report, label) for label in report.targets or report.suspects]
     if report.verdict == "backdoored":
         if not names:
             return "BACKDOORED", "a trigger changes the answers; no single target stands out."

@@ -100,6 +100,7 @@ class ScanReport(Data):
     """The answer of a scan. ``labels`` is in order of evidence, the most suspicious first.
 
     Attributes:
+        suspects: of a suspicious model, the labels that its evidence points to.
         p_value: the chance that the scan of a clean model gives this much evidence, of all tests
             together; None where no clean reference models are like this one.
         tests: the tests behind it.
@@ -115,6 +116,7 @@ class ScanReport(Data):
     reasons: list[str]
     p_value: float | None
     targets: list[int]
+    suspects: list[int] = Field(default_factory=list)
     labels: list[LabelEvidence]
     clean_accuracy: Proportion
     preprocess: str
