@@ -218,9 +218,13 @@ def test_a_budget_is_kept_and_what_was_skipped_is_told(honest):
     classifier = load(honest.module, honest.clean)
     report = scan(classifier, honest.clean, seed=4, budget=0.5, workers=1)
     assert report.verdict == "inconclusive"
-    assert report.settings["skipped"] == 12
-    assert report.skipped == list(range(12))
-    assert any("12 labels were skipped" in reason for reason in report.reasons)
+    # One may be done: what has begun is not cut off.
+    first = 12 - len(report.skipped)
+    assert first <= 1
+    assert report.skipped == list(range(first, 12))
+    assert report.settings["skipped"] == len(report.skipped)
+    told = f"{len(report.skipped)} labels were skipped"
+    assert any(told in reason for reason in report.reasons)
     assert any("small changes of the images was cut short" in reason for reason in report.reasons)
 
 
