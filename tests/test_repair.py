@@ -131,16 +131,18 @@ def test_the_papers_unlearning_uses_a_tenth_of_the_images_once(badnet, found):
     assert [trial.remedy for trial in cured.report.trials] == ["unlearning"]
 
 
+def ruin(patient):
+    """A "remedy" after which the network answers everything alike."""
+    copy = patient.classifier.copy()
+    with torch.no_grad():
+        for parameter in copy.module.parameters():
+            parameter.zero_()
+    return copy
+
+
 def test_a_sabotaged_remedy_is_refused(badnet, found, monkeypatch):
     """A "repair" that ruins the model, and one that does nothing, get no certificate."""
     classifier, report = found
-
-    def ruin(patient):
-        copy = patient.classifier.copy()
-        with torch.no_grad():
-            for parameter in copy.module.parameters():
-                parameter.zero_()
-        return copy
 
     table = {"ruin": ruin, "nothing": lambda patient: patient.classifier.copy()}
     monkeypatch.setattr("goodnet.pipelines.repair.REMEDIES", table)
@@ -200,13 +202,6 @@ def test_a_result_that_answers_with_nonsense_is_refused_and_the_next_one_tried(
     badnet, found, monkeypatch
 ):
     classifier, report = found
-
-    def ruin(patient):
-        copy = patient.classifier.copy()
-        with torch.no_grad():
-            for parameter in copy.module.parameters():
-                parameter.zero_()
-        return copy
 
     table = {"ruin": ruin, "last-layer": REMEDIES["last-layer"]}
     monkeypatch.setattr("goodnet.pipelines.repair.REMEDIES", table)

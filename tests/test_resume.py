@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,14 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from goodnet.cli.options import parse_time
 from goodnet.errors import GoodnetError
 from goodnet.evidence.evidence import Evidence
 from goodnet.evidence.store import open_store
 from goodnet.images import Images
-from goodnet.pipelines.begin import begin
 from goodnet.pipelines.load import load
-from goodnet.pipelines.ranking import GLANCE, LEADERS, STROLL, rank
 from goodnet.pipelines.scan import scan
 from goodnet.trigger import Trigger
 
@@ -214,54 +210,6 @@ def test_a_killed_scan_goes_on(badnet, tmp_path):
     assert triggers[0] == triggers[1]
 
 
-def test_a_budget_is_kept_and_what_was_skipped_is_told(honest):
-    classifier = load(honest.module, honest.clean)
-    report = scan(classifier, honest.clean, seed=4, budget=0.5, workers=1)
-    assert report.verdict == "inconclusive"
-    # One may be done: what has begun is not cut off.
-    first = 12 - len(report.skipped)
-    assert first <= 1
-    assert report.skipped == list(range(first, 12))
-    assert report.settings["skipped"] == len(report.skipped)
-    told = f"{len(report.skipped)} labels were skipped"
-    assert any(told in reason for reason in report.reasons)
-    assert any("small changes of the images was cut short" in reason for reason in report.reasons)
-
-
-def test_a_ranking_that_is_cut_off_keeps_the_leaders_of_the_round_before(tmp_path):
-    """Rounds go by the labels' numbers: the last ones must not lose by that."""
-    many = 400
-    shown = torch.rand(many, 3, 8, 8, generator=torch.Generator().manual_seed(3))
-    images = Images((shown * 255).round().byte(), torch.arange(many))
-    classifier, stages = load(Templates(shown), images), []
-
-    class Slow:
-        """Waits, in the round that is to be cut off, until its time is up."""
-
-        deadline = 0.0
-
-        def __call__(self, stage, done, total):
-            if stage not in stages:
-                stages.append(stage)
-            if stage == STROLL.purpose:
-                time.sleep(max(0.0, self.deadline - time.monotonic()))
-
-    slow = Slow()
-    begun = begin(classifier, images, "default", None, 4, 1, slow, None, None)
-    whole = rank(begun.case, begun.wanted)
-    assert not whole.cut_off
-    stages.clear()
-    slow.deadline = time.monotonic() + 6.0
-    cut = rank(replace(begun.case, deadline=slow.deadline), begun.wanted)
-    assert stages == [GLANCE.purpose, STROLL.purpose]
-    assert cut.cut_off
-    assert cut.skipped == []
-    assert cut.margins == whole.margins
-    first = sorted(cut.margins, key=lambda label: -cut.margins[label])
-    assert cut.chosen[:LEADERS] == first[:LEADERS]
-    assert max(cut.chosen[:LEADERS]) > many // 2
-
-
 def test_a_budget_that_suffices_changes_nothing(badnet, undisturbed, tmp_path):
     classifier = load(badnet.module, badnet.clean)
     report = scan(classifier, badnet.clean, labels=LABELS, seed=4, budget=600.0, state=tmp_path)
@@ -387,17 +335,3 @@ def test_a_block_of_other_labels_or_sizes_is_measured_again(badnet, tmp_path):
 def _values(block):
     with safe_open(str(block), framework="pt") as file:
         return file.metadata()["values"]
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("90s", 90), ("5m", 300), ("1.5h", 5400), (None, None)]
-)
-def test_times_are_read(text, seconds):
-    assert parse_time(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "m", "five", "0", "-3m", "nan", "inf", "5d", "1e999"])
-def test_what_is_no_time_is_refused(text):
-    with pytest.raises(GoodnetError) as caught:
-        parse_time(text)
-    assert caught.value.code == "R003"

@@ -340,5 +340,6 @@ def _settle_batch(
 def _attempt(module: Callable[[Tensor], Tensor], images: Tensor) -> Tensor | None:
     try:
         return module(images)
+    # That it fails is the answer: the caller refuses a program that runs in neither way.
     except (*_MALFORMED, ArithmeticError, MemoryError, NotImplementedError):
         return None

@@ -77,6 +77,8 @@ def load(path: Path) -> Network:
     try:
         source = same_for_all(path.read_bytes())
         check_source(path, source)
+    # What zipfile raises for a broken archive, an unknown compression (NotImplementedError) and an
+    # encrypted member (RuntimeError): each is a damaged file to the user.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, *BREAKS) as error:
         raise damaged(path, error) from error
     return _network(path.suffix, source, str(path))
