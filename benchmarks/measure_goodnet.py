@@ -29,7 +29,7 @@ class TooLongError(Exception):
 
 
 def goodnet_record(
-    method: str, truth: dict[str, Any], place: Path, limit: float | None
+    method: str, truth: dict[str, Any], place: Path, limit: float | None, cured: bool = True
 ) -> dict[str, Any]:
     """Scans one model by its file, as a user would, and repairs what the default method finds.
 
@@ -38,6 +38,7 @@ def goodnet_record(
         truth: the model's ``truth.json``.
         place: its directory.
         limit: seconds that the scan may take, or None.
+        cured: whether it is repaired.
     """
     import goodnet
 
@@ -88,7 +89,8 @@ def goodnet_record(
         # Of the first labels what the verdict looked at; the whole for `--method repair`.
         record["leaders"] = [_leader(entry) for entry in report.labels[:LEADERS]]
         (place / "scan.json").write_text(report.model_dump_json(), "utf-8")
-        record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
+        if cured:
+            record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
     return record
 
 

@@ -28,19 +28,22 @@ import zoo
 from records import RESULTS, checksum, summarise_zoo, truths
 
 METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence")
-METHODS += ("repair", "repaired")
+METHODS += ("rows", "repair", "repaired")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
 LATE = ("would take", "not done after")
 """How the error of a scan begins that ran into the limit."""
 
 
-def one(method: str, model: str, folder: Path, output: Path, limit: float) -> None:
+def one(
+    method: str, model: str, folder: Path, output: Path, limit: float, few_repairs: bool
+) -> None:
     """Measures one model, in this process, and writes its record."""
     from measure_evidence import evidence_record
     from measure_goodnet import goodnet_record, repaired_record
     from measure_peer import PEERS, peer_record
     from measure_repair import repair_comparison
+    from measure_rows import rows_record
 
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
@@ -48,13 +51,18 @@ def one(method: str, model: str, folder: Path, output: Path, limit: float) -> No
     try:
         if method == "evidence":
             record = evidence_record(truth, place)
+        elif method == "rows":
+            record = rows_record(truth, place)
         elif method == "repair":
             record = repair_comparison(truth, place)
         elif method == "repaired":
             record = repaired_record(truth, place)
+        elif method in PEERS:
+            record = peer_record(method, truth, place, bound)
         else:
-            make = peer_record if method in PEERS else goodnet_record
-            record = make(method, truth, place, bound)
+            attacked = [setup for setup in zoo.setups() if setup.attacks]
+            cured = not few_repairs or any(model == f"{s.name}.{s.attacks[0]}" for s in attacked)
+            record = goodnet_record(method, truth, place, bound, cured)
     except Exception as error:
         traceback.print_exc()
         record = {"error": f"{type(error).__name__}: {error}"}
@@ -169,6 +177,7 @@ def measure(given: argparse.Namespace, method: str, models: list[str], core: int
             command = [sys.executable, __file__, "--method", method, "--one", model]
             command += ["--zoo", str(given.zoo), "-o", str(given.output)]
             command += ["--limit", str(given.limit)]
+            command += ["--few-repairs"] if given.few_repairs else []
             stay = None if core is None else lambda: os.sched_setaffinity(0, {core})
             done = subprocess.run(command, check=False, preexec_fn=stay)
             if not record.exists():
@@ -192,13 +201,17 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the subset of make bench-small")
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a scan may take")
+    parser.add_argument(
+        "--few-repairs", action="store_true", help="repair one attacked model of each setup alone"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     zoo.need_data()
     given.method = given.method or ["default"]
     if given.one:
         method = given.method[0]
-        one(method, given.one, given.zoo, record_of(given, method, given.one), given.limit)
+        place = record_of(given, method, given.one)
+        one(method, given.one, given.zoo, place, given.limit, given.few_repairs)
         return
     # What is true of the models is written down before the first of them is measured.
     summarise_zoo(given.zoo, given.output)
