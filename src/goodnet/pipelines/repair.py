@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from goodnet.certificate import ROUNDING, confidences, judge, judge_fresh
+from goodnet.certificate import confidences, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images
@@ -20,6 +20,7 @@ from goodnet.parallel import Progress, silent
 from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.begin import check_seed
+from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
@@ -28,21 +29,12 @@ from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import along, kinds, suspected
+from goodnet.pipelines.walking import WALKS, enough, partly
 from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
-from goodnet.reports import (
-    Certificate,
-    FilterReport,
-    FreshScan,
-    RemedyTrial,
-    RepairReport,
-    ScanReport,
-    Standing,
-)
+from goodnet.reports import Certificate, RepairReport, ScanReport
 from goodnet.trigger import NOBODY
 from goodnet.version import __version__
-
-WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
 
 
 @dataclass(frozen=True)
@@ -55,39 +47,6 @@ class GoodNet:
 
     classifier: Classifier
     report: RepairReport
-
-
-@dataclass(frozen=True)
-class _Limits:
-    accuracy_loss: float
-    attack_success: float
-
-
-@dataclass
-class _Candidate:
-    """A remedy's result (the BadNet where it had none), and what was found out about it so far."""
-
-    remedy: str
-    classifier: Classifier
-    findings: Findings
-    confidence: float
-    standing: Standing
-    reason: str
-    seconds: float
-    fresh: FreshScan | None = None
-    filter: FilterReport | None = None
-    also: tuple[int, ...] = ()
-
-    def merit(self, before: Findings, limits: _Limits) -> tuple[bool, float]:
-        """Of candidates that stand alike: whether the loss that is seen is within the limit, or
-        one image; then clean accuracy, less the worst attack success, and accuracy on stamped
-        images, each counted once.
-        """
-        findings = self.findings
-        worst, known = findings.hardest
-        loss = before.accuracy.value - findings.accuracy.value
-        small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
-        return small, findings.accuracy.value - worst + known
 
 
 def repair(
@@ -154,9 +113,9 @@ def repair(
     jury = juries.empanel(classifier, theirs, others, mapping)
     suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
-    limits = _Limits(max_accuracy_loss, max_attack_success)
+    limits = Limits(max_accuracy_loss, max_attack_success)
 
-    def look_again(candidate: _Candidate) -> None:
+    def look_again(candidate: Candidate) -> None:
         try:
             fresh = fresh_scan(candidate.classifier, images, report, targets, seeds[3], *means)
         except GoodnetError as error:
@@ -170,19 +129,40 @@ def repair(
             candidate.standing, candidate.reason, fresh, targets
         )
 
-    candidates: list[_Candidate] = []
-    best: _Candidate | None = None
+    own: list[juries.Jury] = []
+
+    def less_of(made: Candidate) -> list[Candidate]:
+        """The same with a part of the way taken back, if it costs too much."""
+        if remedy != "auto" or made.affordable(before, limits) or made.filter is not None:
+            return []
+        own.extend([] if own else [juries.empanel(classifier, mine, triggers, mapping)])
+        walked = []
+        for share in enough(own[0], classifier, made.classifier, max_attack_success):
+            progress(f"taking back {1 - share:.0%} of {made.remedy}", len(candidates), len(sure))
+            part = partly(lambda _: made.classifier, share)
+            less = attempt(made.remedy, part, patient, jury, before, sure[-1], limits)
+            walked.append(replace(less, share=share).as_safe_as(made, before, limits))
+        return walked
+
+    candidates: list[Candidate] = []
+    best: Candidate | None = None
     rounds = [first, *([name] for name in later)]
-    # One more for the best remedy with the suspects along.
-    sure = confidences(len(first), len(later) + bool(suspects))
-    for tried in rounds:
-        for name in tried:
-            progress(f"trying {name}", len(candidates), len(first) + len(later))
-            candidates.append(_try(name, patient, jury, before, sure[len(candidates)], limits))
-        best = _best(candidates, before, limits)
+    # Whatever may yet be tried has its share of the error: what costs too much is taken back in
+    # part, and the best remedy is made again with the suspects along.
+    walks = WALKS * (len(first) + len(later)) if remedy == "auto" else 0
+    sure = confidences(len(first), len(later) + walks + bool(suspects))
+    tried = 0
+    for some in rounds:
+        for name in some:
+            progress(f"trying {name}", tried, len(first) + len(later))
+            make = REMEDIES[name]
+            made = attempt(name, make, patient, jury, before, sure[tried], limits)
+            candidates += [made, *less_of(made)]
+            tried += 1
+        best = best_of(candidates, before, limits)
         while best is not None and best.fresh is None:
             look_again(best)
-            best = _best(candidates, before, limits)
+            best = best_of(candidates, before, limits)
         if best is not None:
             break
     if best is not None and suspects and best.remedy not in WITHOUT_TRIGGERS:
@@ -190,12 +170,13 @@ def repair(
             f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
         )
         wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seeds[4], *means))
-        candidate = _try(best.remedy, wider, jury, before, sure[-1], limits)
-        candidate.also = tuple(suspects)
+        make = partly(REMEDIES[best.remedy], best.share)
+        candidate = attempt(best.remedy, make, wider, jury, before, sure[-1], limits)
+        candidate.share, candidate.also = best.share, tuple(suspects)
         candidates.append(candidate)
-        if _no_worse(candidate, best, before, limits):
+        if candidate.no_worse(best, before, limits):
             look_again(candidate)
-            best = candidate if _no_worse(candidate, best, before, limits) else best
+            best = candidate if candidate.no_worse(best, before, limits) else best
     progress("trying remedies", len(first) + len(later), len(first) + len(later))
     shown = best or candidates[-1]
     return GoodNet(
@@ -206,7 +187,7 @@ def repair(
             remedy=best.remedy if best is not None else None,
             targets=targets,
             also=list(best.also) if best is not None else [],
-            trials=[_trial(candidate, candidate is best, before) for candidate in candidates],
+            trials=[candidate.trial(candidate is best, before) for candidate in candidates],
             certificate=_certificate(shown, jury, before, limits),
             repair_images=len(mine),
             held_out_images=len(theirs),
@@ -271,79 +252,7 @@ def _targets(classifier: Classifier, report: ScanReport, force: bool) -> list[in
     )
 
 
-def _no_worse(one: _Candidate, other: _Candidate, before: Findings, limits: _Limits) -> bool:
-    """Whether ``one`` stands as well as ``other``, and costs nothing beside it."""
-    return (
-        WORST_FIRST.index(one.standing) >= WORST_FIRST.index(other.standing)
-        and one.merit(before, limits) >= other.merit(before, limits)
-        and one.findings.accuracy.value >= other.findings.accuracy.value
-    )
-
-
-def _try(
-    name: str,
-    patient: Patient,
-    jury: Jury,
-    before: Findings,
-    confidence: float,
-    limits: _Limits,
-) -> _Candidate:
-    started = time.monotonic()
-    cured = patient.classifier
-    failure = ""
-    try:
-        cured = REMEDIES[name](patient)
-    except GoodnetError as error:
-        # A network without a last linear layer is a reason to try the next remedy, not to stop.
-        if error.code != "M013":
-            raise
-        failure = error.message
-    findings = before if failure else juries.hear(jury, cured)
-    standing: Standing
-    if failure:
-        standing, reason = "refused", failure
-    else:
-        standing, reason = judge(
-            juries.loss(before, findings, confidence),
-            findings.attacks,
-            limits.accuracy_loss,
-            limits.attack_success,
-        )
-    found = None if failure else filtering.report(cured, patient, jury)
-    if found is not None and standing != "refused":
-        standing, reason = filtering.judge(standing, reason, found)
-    seconds = time.monotonic() - started
-    return _Candidate(name, cured, findings, confidence, standing, reason, seconds, filter=found)
-
-
-def _best(candidates: list[_Candidate], before: Findings, limits: _Limits) -> _Candidate | None:
-    """The best of those that hold, else of those that are not refused; the first of equals."""
-    for standing in ("holds", "not certifiable"):
-        left = [c for c in candidates if c.standing == standing]
-        if left:
-            return max(left, key=lambda c: c.merit(before, limits))
-    return None
-
-
-def _trial(candidate: _Candidate, accepted: bool, before: Findings) -> RemedyTrial:
-    findings = candidate.findings
-    return RemedyTrial(
-        remedy=candidate.remedy,
-        also=list(candidate.also),
-        standing=candidate.standing,
-        accepted=accepted,
-        reason=candidate.reason,
-        clean_accuracy=findings.accuracy,
-        accuracy_loss=juries.loss(before, findings, candidate.confidence),
-        attack_success=findings.attacks,
-        recovered=findings.recovered,
-        seconds=round(candidate.seconds, 2),
-    )
-
-
-def _certificate(
-    candidate: _Candidate, jury: Jury, before: Findings, limits: _Limits
-) -> Certificate:
+def _certificate(candidate: Candidate, jury: Jury, before: Findings, limits: Limits) -> Certificate:
     after = candidate.findings
     return Certificate(
         standing=candidate.standing,
