@@ -38,7 +38,7 @@ check: setup ## lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-small: setup ## train 8 clean and 17 attacked models, scan them and repair 8 (needs ../shared)
+bench-small: setup ## train 8 clean and 17 attacked models, scan them, repair up to 8 (needs ../shared)
 	$(BIN)/python benchmarks/train.py --split calibration --small
 	$(BIN)/python benchmarks/run.py --split calibration --small --few-repairs -o .zoo/small
 	$(BIN)/python benchmarks/table.py --split calibration --results .zoo/small -o .zoo/small.md

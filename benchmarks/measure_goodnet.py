@@ -38,7 +38,7 @@ def goodnet_record(
         truth: the model's ``truth.json``.
         place: its directory.
         limit: seconds that the scan may take, or None.
-        cured: whether it is repaired.
+        cured: whether what is found is repaired; a record says if it was not to be.
     """
     import goodnet
 
@@ -91,6 +91,8 @@ def goodnet_record(
         (place / "scan.json").write_text(report.model_dump_json(), "utf-8")
         if cured:
             record["repair"] = repair_record(goodnet, classifier, report, defender, truth)
+        else:
+            record["repair_skipped"] = True
     return record
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import zoo
 
 
 def rows_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
-    """What the rows say of every label, by the images of a scan that the model gets right.
+    """What the rows say of every label, by the images of a scan.
 
     Args:
         truth: the model's ``truth.json``.
@@ -25,8 +24,6 @@ def rows_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
 
     defender = zoo.defender(truth["data"], truth["split"])
     classifier = goodnet.load(place / truth["file"], defender)
-    right = classifier.logits(defender.pixels).argmax(1) == defender.labels
-    kept = defender.select(torch.arange(len(defender))[right])
-    numbers = row_numbers(classifier, kept)
+    numbers = row_numbers(classifier, defender)
     told = {name: [float(f"{v:.6g}") for v in values] for name, values in numbers.items()}
     return {"rows": told, "version": goodnet.__version__}

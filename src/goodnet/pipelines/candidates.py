@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from goodnet.certificate import ROUNDING, judge
 from goodnet.classifier import Classifier
@@ -31,7 +31,6 @@ class Candidate:
     """A remedy's result (the BadNet where it had none), and what was found out about it so far.
 
     Attributes:
-        share: how far it lies from the BadNet's weights to what the remedy made.
         also: labels that were treated along with the targets.
     """
 
@@ -44,21 +43,18 @@ class Candidate:
     seconds: float
     fresh: FreshScan | None = None
     filter: FilterReport | None = None
-    share: float = 1.0
     also: tuple[int, ...] = ()
 
-    def affordable(self, before: Findings, limits: Limits) -> bool:
-        """Whether the loss of accuracy that is seen is within the limit, or one image."""
-        seen = before.accuracy.value - self.findings.accuracy.value
-        return seen <= max(limits.accuracy_loss, 1 / self.findings.accuracy.n) + ROUNDING
-
     def merit(self, before: Findings, limits: Limits) -> tuple[bool, float]:
-        """Of candidates that stand alike: whether it is affordable; then clean accuracy, less the
-        worst attack success, and accuracy on stamped images, each counted once.
+        """Of candidates that stand alike: whether the loss that is seen is within the limit, or
+        one image; then clean accuracy, less the worst attack success, and accuracy on stamped
+        images, each counted once.
         """
-        worst, known = self.findings.hardest
-        value = self.findings.accuracy.value - worst + known
-        return self.affordable(before, limits), value
+        findings = self.findings
+        worst, known = findings.hardest
+        loss = before.accuracy.value - findings.accuracy.value
+        small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
+        return small, findings.accuracy.value - worst + known
 
     def no_worse(self, other: Candidate, before: Findings, limits: Limits) -> bool:
         """Whether it stands as well as another one, and costs nothing beside it."""
@@ -68,36 +64,10 @@ class Candidate:
             and self.findings.accuracy.value >= other.findings.accuracy.value
         )
 
-    def as_safe_as(self, whole: Candidate, before: Findings, limits: Limits) -> Candidate:
-        """Itself, refused where what was taken back lets more of the attack in, or wins less on
-        clean images than it costs on stamped ones.
-        """
-        mine, its = (
-            max((shown.value for shown in one.findings.attacks.values()), default=1.0)
-            for one in (self, whole)
-        )
-        if self.standing == "refused":
-            return self
-        # Its own confidence is the higher one, by which less is shown, also to its disadvantage.
-        loss = juries.loss(before, self.findings, whole.confidence)
-        standing, reason = judge(
-            loss, self.findings.attacks, limits.accuracy_loss, limits.attack_success
-        )
-        if standing == "refused":
-            return replace(self, standing="refused", reason=reason)
-        if mine > its + ROUNDING:
-            reason = f"with a part taken back {mine:.1%} of stamped images reach a target again"
-            return replace(self, standing="refused", reason=reason)
-        if self.merit(before, limits)[1] < whole.merit(before, limits)[1] - ROUNDING:
-            reason = "taking a part back costs more on stamped images than it wins on clean ones"
-            return replace(self, standing="refused", reason=reason)
-        return self
-
     def trial(self, accepted: bool, before: Findings) -> RemedyTrial:
         """What a report tells of it."""
         return RemedyTrial(
             remedy=self.remedy,
-            share=self.share,
             also=list(self.also),
             standing=self.standing,
             accepted=accepted,
@@ -123,7 +93,7 @@ def attempt(
 
     Args:
         name: of the remedy.
-        make: the remedy, or what is made of its result.
+        make: the remedy.
         patient: what it is given.
         jury: its judges.
         before: what they say of the BadNet.

@@ -29,7 +29,6 @@ from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import along, kinds, suspected
-from goodnet.pipelines.walking import WALKS, enough, partly
 from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
 from goodnet.reports import Certificate, RepairReport, ScanReport
@@ -129,36 +128,17 @@ def repair(
             candidate.standing, candidate.reason, fresh, targets
         )
 
-    own: list[juries.Jury] = []
-
-    def less_of(made: Candidate) -> list[Candidate]:
-        """The same with a part of the way taken back, if it costs too much."""
-        if remedy != "auto" or made.affordable(before, limits) or made.filter is not None:
-            return []
-        own.extend([] if own else [juries.empanel(classifier, mine, triggers, mapping)])
-        walked = []
-        for share in enough(own[0], classifier, made.classifier, max_attack_success):
-            progress(f"taking back {1 - share:.0%} of {made.remedy}", len(candidates), len(sure))
-            part = partly(lambda _: made.classifier, share)
-            less = attempt(made.remedy, part, patient, jury, before, sure[-1], limits)
-            walked.append(replace(less, share=share).as_safe_as(made, before, limits))
-        return walked
-
     candidates: list[Candidate] = []
     best: Candidate | None = None
     rounds = [first, *([name] for name in later)]
-    # Whatever may yet be tried has its share of the error: what costs too much is taken back in
-    # part, and the best remedy is made again with the suspects along.
-    walks = WALKS * (len(first) + len(later)) if remedy == "auto" else 0
-    sure = confidences(len(first), len(later) + walks + bool(suspects))
-    tried = 0
-    for some in rounds:
-        for name in some:
-            progress(f"trying {name}", tried, len(first) + len(later))
-            make = REMEDIES[name]
-            made = attempt(name, make, patient, jury, before, sure[tried], limits)
-            candidates += [made, *less_of(made)]
-            tried += 1
+    # One more for the best remedy with the suspects along.
+    sure = confidences(len(first), len(later) + bool(suspects))
+    for tried in rounds:
+        for name in tried:
+            progress(f"trying {name}", len(candidates), len(first) + len(later))
+            confidence = sure[len(candidates)]
+            made = attempt(name, REMEDIES[name], patient, jury, before, confidence, limits)
+            candidates.append(made)
         best = best_of(candidates, before, limits)
         while best is not None and best.fresh is None:
             look_again(best)
@@ -170,9 +150,9 @@ def repair(
             f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
         )
         wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seeds[4], *means))
-        make = partly(REMEDIES[best.remedy], best.share)
+        make = REMEDIES[best.remedy]
         candidate = attempt(best.remedy, make, wider, jury, before, sure[-1], limits)
-        candidate.share, candidate.also = best.share, tuple(suspects)
+        candidate.also = tuple(suspects)
         candidates.append(candidate)
         if candidate.no_worse(best, before, limits):
             look_again(candidate)

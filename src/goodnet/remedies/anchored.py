@@ -28,7 +28,6 @@ from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.head import find_head
 from goodnet.remedies.last_layer import last_layer
-from goodnet.remedies.line import between
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable
 from goodnet.trigger import NOBODY
@@ -78,7 +77,7 @@ def anchored(patient: Patient, settings: AnchoredSettings = DEFAULT) -> Classifi
     whole = replace(settings, reach=1.0)
     if whole not in patient.kept:
         patient.kept[whole] = _learn(start, heads, patient, whole)
-    return between(start, patient.kept[whole], settings.reach)
+    return _between(start, patient.kept[whole], settings.reach)
 
 
 def _start(patient: Patient) -> tuple[Classifier, bool]:
@@ -95,6 +94,16 @@ def _start(patient: Patient) -> tuple[Classifier, bool]:
             raise
         return patient.classifier, False
     return patient.kept["last-layer"], True
+
+
+def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
+    """A copy whose weights lie at ``share`` of the line from one to the other."""
+    result = start.copy()
+    with torch.no_grad():
+        for mine, its in zip(result.module.parameters(), end.module.parameters(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(its, share)
+    return result
 
 
 def _learn(

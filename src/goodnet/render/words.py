@@ -205,10 +205,12 @@ def certificate_sentence(certificate: Certificate) -> tuple[str, str]:
 
 
 def treatment(trial: RemedyTrial) -> str:
-    """The remedy, how much of it was kept, and which labels it treated along with the targets."""
-    part = "" if trial.share == 1.0 else f"{trial.share:.0%} of "
-    also = f", also {listing(list(map(str, trial.also)))}" if trial.also else ""
-    return f"{part}{trial.remedy}{also}"
+    """The remedy, and the labels that it treated along with the targets."""
+    return (
+        f"{trial.remedy}, also {listing(list(map(str, trial.also)))}"
+        if trial.also
+        else trial.remedy
+    )
 
 
 def outcome(trial: RemedyTrial) -> str:

@@ -41,8 +41,6 @@ class RemedyTrial(Data):
             what the attack wants, under the worst of the least triggers that worked before.
         recovered: the same -> share of the stamped images that are known for what they are again.
         also: labels that were treated along with the targets.
-        share: how far the weights are from the model's own to what the remedy made, 1 for all the
-            way: less where all of it cost too much accuracy.
     """
 
     remedy: str
@@ -55,7 +53,6 @@ class RemedyTrial(Data):
     recovered: dict[int, Proportion]
     seconds: float
     also: list[int] = Field(default_factory=list)
-    share: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
 class ClassChange(Data):
