@@ -61,7 +61,8 @@ def test_the_remedies_share_the_error(first, others):
 )
 def test_the_standing_follows_from_what_the_images_can_tell(n, lost, gained, hits, standing):
     loss = accuracy_loss(lost, gained, n, 0.95)
-    found, reason = judge(loss, {3: proportion(0, n), 7: proportion(hits, n)}, 0.02, 0.02)
+    attacks = {3: proportion(0, n), 7: proportion(hits, n)}
+    found, reason = judge(loss, attacks, attacks, 0.02, 0.02)
     assert found == standing, reason
     if hits and standing == "refused":
         assert "label 7" in reason
@@ -75,14 +76,25 @@ def test_a_bad_repair_is_rarely_certified():
         for _ in range(1000):
             a, b = generator.binomial(300, lost), generator.binomial(300, obeys)
             loss = accuracy_loss(int(a), 0, 300, 0.95)
-            held += judge(loss, {0: proportion(int(b), 300)}, 0.02, 0.02)[0] == "holds"
+            attacks = {0: proportion(int(b), 300)}
+            held += judge(loss, attacks, attacks, 0.02, 0.02)[0] == "holds"
         assert held / 1000 <= 0.06
 
 
 def test_where_no_trigger_works_nothing_is_shown():
     loss = accuracy_loss(0, 0, 500, 0.95)
-    assert judge(loss, {0: proportion(0, 0)}, 0.02, 0.02)[0] == "refused"
-    assert judge(loss, {0: proportion(0, 500), 1: proportion(0, 0)}, 0.02, 0.02)[0] == "refused"
+    for attacks in ({0: proportion(0, 0)}, {0: proportion(0, 500), 1: proportion(0, 0)}):
+        assert judge(loss, attacks, attacks, 0.02, 0.02)[0] == "refused"
+
+
+def test_what_goes_to_the_target_unstamped_as_well_is_no_reason_to_refuse_and_no_proof():
+    """A model that is right on .6 takes a tenth of the images for the target by itself."""
+    loss = accuracy_loss(0, 0, 450, 0.95)
+    seen = {3: proportion(50, 450)}
+    assert judge(loss, seen, seen, 0.02, 0.02)[0] == "refused"
+    found, reason = judge(loss, seen, {3: proportion(2, 450)}, 0.02, 0.02)
+    assert found == "not certifiable"
+    assert "attack success" in reason
 
 
 def fresh(verdict, targets):

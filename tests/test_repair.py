@@ -13,11 +13,13 @@ from goodnet.attacks.signs import draw_signs
 from goodnet.attacks.train import small_cnn, train
 from goodnet.errors import GoodnetError
 from goodnet.pipelines.evaluate import evaluate
+from goodnet.pipelines.jury import Jury, hear
 from goodnet.pipelines.load import load
 from goodnet.pipelines.repair import repair
 from goodnet.remedies import REMEDIES
 from goodnet.remedies.unlearning import PAPER
 from goodnet.reports import RepairReport
+from goodnet.trigger import Trigger
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +260,20 @@ def test_images_that_repair_never_judge(badnet):
     assert not set(mine.true_labels.tolist()) & set(theirs.true_labels.tolist())
     assert len(mine) + len(theirs) == len(badnet.clean)
     assert set(mine.labels.tolist()) == set(theirs.labels.tolist()) == set(range(12))
+
+
+def test_what_goes_to_a_label_by_itself_is_told_from_what_a_trigger_leads_there(badnet, found):
+    classifier, report = found
+    answers = classifier.logits(badnet.test.pixels).argmax(1)
+    mistaken = answers[answers != badnet.test.labels]
+    assert len(mistaken), "a network that errs nowhere tells nothing here"
+    label = int(mistaken.mode().values)
+    height, width = badnet.test.pixels.shape[2:]
+    nothing = Trigger(torch.zeros(1, height, width), torch.zeros(3, height, width), label)
+    images, labels = badnet.test.floats(), badnet.test.labels
+    told = hear(Jury(images, labels, {label: [nothing]}), classifier)
+    shown = told.attacks[label]
+    assert round(shown.value * shown.n) == int((mistaken == label).sum()) > 0
+    assert told.led[label].value == 0
+    planted = hear(Jury(images, labels, {1: [report.triggers[1]]}), classifier)
+    assert 0.5 < planted.led[1].value <= planted.attacks[1].value

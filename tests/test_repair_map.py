@@ -85,7 +85,7 @@ def test_nothing_follows_a_map_in_a_clean_network():
     assert panel.triggers[NOBODY] == []
     # Nobody can be shown to be cured of what does not work.
     told = jury.hear(panel, clean)
-    standing, reason = judge(jury.loss(told, told, 0.95), told.attacks, 0.02, 0.02)
+    standing, reason = judge(jury.loss(told, told, 0.95), told.attacks, told.led, 0.02, 0.02)
     assert standing == "refused"
     assert "no reversed trigger works" in reason
 

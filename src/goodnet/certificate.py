@@ -31,6 +31,7 @@ def confidences(first: int, others: int) -> list[float]:
 def judge(
     loss: AccuracyLoss,
     attacks: Mapping[int, Proportion],
+    led: Mapping[int, Proportion],
     max_accuracy_loss: float,
     max_attack_success: float,
 ) -> tuple[Standing, str]:
@@ -41,6 +42,8 @@ def judge(
         attacks: target (:data:`goodnet.trigger.NOBODY` for a map of all classes) -> success of the
             worst reversed trigger after the repair; ``n`` is 0 where none of them worked on the
             unrepaired model, so that nothing can be shown.
+        led: the same of images that do not get the target without the trigger: it is refused by
+            what the trigger does, and holds by what an attacker would see.
         max_accuracy_loss: limit, in [0, 1].
         max_attack_success: limit, in [0, 1].
     """
@@ -56,11 +59,12 @@ def judge(
             "refused",
             f"clean accuracy falls by {loss.value:.3f}, more than {max_accuracy_loss:g}",
         )
-    worst = max(bounds, key=lambda target: attacks[target].value)
-    if bounds[worst][0] > max_attack_success + ROUNDING:
+    worst = max(led, key=lambda target: led[target].value)
+    least = one_sided(round(led[worst].value * led[worst].n), led[worst].n, loss.confidence)[0]
+    if least > max_attack_success + ROUNDING:
         goal = "what their class is sent to" if worst == NOBODY else f"label {worst}"
         return "refused", (
-            f"{attacks[worst].value:.1%} of stamped images still become {goal}, "
+            f"{led[worst].value:.1%} of images still become {goal} when they are stamped, "
             f"more than {max_attack_success:.1%}"
         )
     if not all(shown.n for shown in attacks.values()):

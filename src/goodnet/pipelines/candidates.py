@@ -121,6 +121,7 @@ def attempt(
         standing, reason = judge(
             juries.loss(before, findings, confidence),
             findings.attacks,
+            findings.led,
             limits.accuracy_loss,
             limits.attack_success,
         )

@@ -65,6 +65,8 @@ class Findings:
         right: ``(n,)`` bool, of the clean images.
         accuracy: the share of them.
         attacks: target, or NOBODY -> success of its worst trigger.
+        led: the same of those images that do not get the target without a trigger as well: a
+            network that is wrong on many images takes some of them for the target by itself.
         recovered: target -> share of the images under its triggers that are known for what they
             are, of the trigger that leaves the fewest.
         hardest: the same two, worst of all targets, under the stronger triggers as well: by that
@@ -75,6 +77,7 @@ class Findings:
     right: Tensor
     accuracy: Proportion
     attacks: dict[int, Proportion]
+    led: dict[int, Proportion]
     recovered: dict[int, Proportion]
     hardest: tuple[float, float]
 
@@ -143,31 +146,38 @@ def _answers(classifier: Classifier, images: Tensor, trigger: Stamp) -> Tensor:
 
 def hear(jury: Jury, classifier: Classifier) -> Findings:
     """What the jury sees of ``classifier``."""
-    right = answers_to(classifier, jury.pixels) == jury.labels
-    attacks, recovered = {}, {}
+    unstamped = answers_to(classifier, jury.pixels)
+    right = unstamped == jury.labels
+    attacks, led, recovered = {}, {}, {}
     hits, known = [], []
     for target, triggers in jury.triggers.items():
-        attacks[target], recovered[target] = _under(jury, classifier, target, triggers)
-        larger = _under(jury, classifier, target, jury.stronger.get(target, ()))
+        seen = _under(jury, classifier, target, triggers, unstamped)
+        attacks[target], led[target], recovered[target] = seen
+        larger = _under(jury, classifier, target, jury.stronger.get(target, ()), unstamped)
         hits += [attacks[target].value, larger[0].value]
-        known += [share.value for share in (recovered[target], larger[1]) if share.n]
+        known += [share.value for share in (recovered[target], larger[2]) if share.n]
     hardest = (max(hits, default=1.0), min(known, default=0.0))
-    return Findings(right, proportion(int(right.sum()), len(right)), attacks, recovered, hardest)
+    accuracy = proportion(int(right.sum()), len(right))
+    return Findings(right, accuracy, attacks, led, recovered, hardest)
 
 
 def _under(
-    jury: Jury, classifier: Classifier, target: int, triggers: Sequence[Stamp]
-) -> tuple[Proportion, Proportion]:
-    """Success of the worst trigger, and of the worst the share of images that are known again."""
+    jury: Jury, classifier: Classifier, target: int, triggers: Sequence[Stamp], unstamped: Tensor
+) -> tuple[Proportion, Proportion, Proportion]:
+    """Success of the worst trigger; of the worst of images that get something else unstamped; and
+    of the worst the share of images that are known again.
+    """
     wanted = jury.wanted(target)
     chosen = wanted != NOBODY
     others, truth, goal = jury.pixels[chosen], jury.labels[chosen], wanted[chosen]
+    elsewhere = unstamped[chosen] != goal
     answers = [_answers(classifier, others, trigger) for trigger in triggers]
     n = len(truth) if triggers else 0
     # The worst trigger, not the mean: stamps that fail must not hide one that works.
     hits = max((int((answer == goal).sum()) for answer in answers), default=0)
+    led = max((int(((answer == goal) & elsewhere).sum()) for answer in answers), default=0)
     known = min((int((answer == truth).sum()) for answer in answers), default=0)
-    return proportion(hits, n), proportion(known, n)
+    return proportion(hits, n), proportion(led, n), proportion(known, n)
 
 
 def rejections(
