@@ -8,8 +8,7 @@ defender's clean images that enter it, of each label k::
 
     mean     mean_d W_kd                                  (Fields et al. 2021, Trojan signatures)
     dormant  mean_d max(0, W_kd) / (.1 + a_d / median a)   with a_d = mean |F_d|
-    unused   mean_d max(0, W_kd) (1 - u_kd / max F_d)      with u_k the mean F of k's own images,
-                                                           or of all, where there are none
+    unused   mean_d max(0, W_kd) (1 - u_kd / max F_d)      with u_k the mean F of k's own images
 
 What a trigger switches on is little used by clean images, and drives the target alone. A line for
 each model: each number's largest label with its z against the others, and the targets' ranks.
@@ -49,10 +48,10 @@ def row_numbers(classifier: Classifier, images: Images) -> dict[str, Floats]:
     beyond = weight - weight.mean(0)
     drives = np.maximum(beyond, 0.0)
     activity = np.abs(features).mean(0)
-    common = features.mean(0)
+    nothing = np.zeros(features.shape[1])
     used = np.array(
         [
-            features[labels == label].mean(0) if (labels == label).any() else common
+            features[labels == label].mean(0) if (labels == label).any() else nothing
             for label in range(len(weight))
         ]
     )
