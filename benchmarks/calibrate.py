@@ -1,6 +1,7 @@
 """Makes the calibration tables that goodnet ships, from scans of clean calibration models.
 
     .venv/bin/python benchmarks/run.py --method evidence --split calibration
+    .venv/bin/python benchmarks/run.py --method inner --split calibration
     .venv/bin/python benchmarks/calibrate.py
 
 Only clean models get in, of the `calibration` split and of those that are retired from `test`; that
@@ -20,6 +21,7 @@ import zoo
 from records import ELSEWHERE, RESULTS, truths
 
 import goodnet
+from goodnet.inner import inner_index
 from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
 from goodnet.tables import FILE, ReferenceModel, Tables
 
@@ -30,6 +32,9 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
     """A record's scores by today's formula, and which labels are the reference."""
     rows = record["labels"]
     labels = [row["label"] for row in rows]
+    leaning = {int(label): value for label, value in record.get("leaning", {}).items()}
+    signatures = {int(label): row for label, row in record["signatures"].items()}
+    driven = {int(label): value for label, value in record["driven"].items()}
     raw = Raw(
         margins={row["label"]: list(row["margins"].values()) for row in rows if row["margins"]},
         masks={row["label"]: row["mask_l1"] for row in rows if row["mask_l1"] is not None},
@@ -37,7 +42,8 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
         noise={r["label"]: r["noise_margin"] for r in rows if r["noise_margin"] is not None},
         patches={r["label"]: r["patch_margin"] for r in rows if r.get("patch_margin") is not None},
         tinted={int(label): value for label, value in record.get("tinted", {}).items()},
-        leaning={int(label): value for label, value in record.get("leaning", {}).items()},
+        leaning=leaning,
+        inner=inner_index(leaning, signatures, driven),
         clean_margin=record["settings"]["clean_margin"],
     )
     controls = [row["label"] for row in rows if row["control"]] or labels
@@ -73,6 +79,19 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
     )
 
 
+def measured_later(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What the model tells by itself, where its other evidence is older (``--method inner``). Of
+    some dozen classes and more it plays no part in the score.
+    """
+    path = folder / "inner" / f"{record['model']}.json"
+    if "driven" in record or not is_handful(record["num_classes"]):
+        return {"signatures": {}, "driven": {}}
+    later: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    if later["weights_sha256"] != record["weights_sha256"]:
+        raise SystemExit(f"{path} is of other weights")
+    return {key: later[key] for key in ("signatures", "driven")}
+
+
 def _largest(values: Floats) -> float | None:
     return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
@@ -96,6 +115,7 @@ def main() -> None:
                 raise SystemExit(f"{record['model']} is of the test split")
             if "error" in record:
                 raise SystemExit(f"{record['model']}: {record['error']}")
+            record = measured_later(folder, record) | record
             models.append(reference_model(record, known[record["model"]]["clean_accuracy"]))
     made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
     given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")

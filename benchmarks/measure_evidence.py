@@ -34,6 +34,12 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
         "preferred": max(row.preferred for row in report.labels if row.preferred is not None),
         "tinted": {r.label: round(r.tinted, 5) for r in report.labels if r.tinted is not None},
         "leaning": {r.label: round(r.leaning, 5) for r in report.labels if r.leaning is not None},
+        "signatures": {
+            r.label: [round(r.dormant, 7), round(r.unused, 7)]
+            for r in report.labels
+            if r.dormant is not None and r.unused is not None
+        },
+        "driven": {r.label: round(r.driven, 5) for r in report.labels if r.driven is not None},
         "labels": [
             {
                 "label": row.label,

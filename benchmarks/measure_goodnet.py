@@ -112,7 +112,7 @@ def repaired_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
 
 def _leader(entry: Any) -> dict[str, Any]:
     """What was measured for a label, in a line."""
-    indexes = ("mask", "margin", "patch", "noise", "warp")
+    indexes = ("mask", "margin", "patch", "noise", "warp", "inner")
     told = {"label": entry.label, "score": entry.score, "p_value": entry.p_value}
     told |= {name: getattr(entry, f"{name}_index") for name in indexes}
     told |= {"tinted": entry.tinted, "leaning": entry.leaning}

@@ -28,7 +28,7 @@ import zoo
 from records import RESULTS, checksum, summarise_zoo, truths
 
 METHODS = ("default", "neural-cleanse", "art", "trojanzoo", "backdoormbti", "evidence")
-METHODS += ("rows", "repair", "repaired")
+METHODS += ("inner", "repair", "repaired")
 LIMIT = 600.0
 """Seconds that a scan may take on one core, of all methods but goodnet's default."""
 LATE = ("would take", "not done after")
@@ -41,9 +41,9 @@ def one(
     """Measures one model, in this process, and writes its record."""
     from measure_evidence import evidence_record
     from measure_goodnet import goodnet_record, repaired_record
+    from measure_inner import inner_record
     from measure_peer import PEERS, peer_record
     from measure_repair import repair_comparison
-    from measure_rows import rows_record
 
     place = folder / model
     truth = json.loads((place / "truth.json").read_text("utf-8"))
@@ -51,8 +51,8 @@ def one(
     try:
         if method == "evidence":
             record = evidence_record(truth, place)
-        elif method == "rows":
-            record = rows_record(truth, place)
+        elif method == "inner":
+            record = inner_record(truth, place)
         elif method == "repair":
             record = repair_comparison(truth, place)
         elif method == "repaired":

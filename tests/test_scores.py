@@ -99,7 +99,7 @@ def test_no_label_at_all_is_no_score():
     assert scores.score.shape == scores.margin_index.shape == (0,)
 
 
-def test_the_label_that_clean_images_lean_to_leads_only_with_other_evidence():
+def test_other_evidence_counts_for_more_where_clean_images_lean_to_the_label():
     numbers = raw(np.random.default_rng(3), 10)
     labels = list(range(10))
     plain = combine(labels, numbers, labels).score
@@ -113,6 +113,20 @@ def test_the_label_that_clean_images_lean_to_leads_only_with_other_evidence():
         assert scores.score[label] == pytest.approx(expected)
         others = [n for n in labels if n != label]
         assert scores.score[others].tolist() == plain[others].tolist()
+
+
+def test_what_the_network_itself_tells_is_added_to_the_score():
+    numbers = raw(np.random.default_rng(3), 10)
+    labels = list(range(10))
+    plain = combine(labels, numbers, labels)
+    assert not plain.inner_index.any()
+    worst = int(plain.score.argmin())
+    inner = dict.fromkeys(labels, -0.5) | {worst: 2.5, (worst + 1) % 10: 0.75}
+    told = combine(labels, replace(numbers, inner=inner), labels)
+    expected = plain.score.copy()
+    expected[[worst, (worst + 1) % 10]] += [2.5, 0.75]
+    assert told.score == pytest.approx(expected), "what speaks against a label takes nothing off"
+    assert told.inner_index.tolist() == [inner[n] for n in labels]
 
 
 def test_a_colour_filter_speaks_for_a_label_beside_what_else_does():
@@ -150,7 +164,11 @@ def test_a_lead_is_before_all_labels_and_counts_for_so_much_only():
     for classes in (43, 100):
         numbers = raw(np.random.default_rng(4), classes)
         labels = list(range(classes))
-        heights = replace(numbers, leaning=dict.fromkeys(labels, 0.0) | {5: 3.0})
+        heights = replace(
+            numbers,
+            leaning=dict.fromkeys(labels, 0.0) | {5: 3.0},
+            inner=dict.fromkeys(labels, 0.0) | {5: 3.0},
+        )
         assert np.array_equal(
             combine(labels, heights, labels).score, combine(labels, numbers, labels).score
         )

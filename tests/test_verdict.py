@@ -18,7 +18,7 @@ def scores(values: list[float] | np.ndarray) -> Scores:
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
     nought = np.zeros(len(values))
-    rows = [values, nothing, values, values, nothing, nothing, nothing, nought, nought, values]
+    rows = [values, nothing, values, values, *[nothing] * 3, *[nought] * 3, values]
     return Scores(list(range(len(values))), *(row.copy() for row in rows))
 
 
@@ -103,14 +103,12 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
     assert decision.targets == [4]
 
 
-def test_a_label_stands_out_further_in_an_unsure_model():
-    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 3.9])
-    sure = decide(findings(values))
-    unsure = decide(replace(findings(values), accuracy=0.6))
-    assert sure.p_value < unsure.p_value
-    assert (sure.verdict, unsure.verdict) == ("backdoored", "suspicious")
-    assert "as often wrong" in unsure.calibration
-    assert "as often wrong" not in sure.calibration
+def test_the_score_of_an_unsure_model_is_held_against_all_others_of_few_classes():
+    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 7.5])
+    sure, unsure = (decide(replace(findings(values), accuracy=share)) for share in (0.95, 0.6))
+    assert sure.verdict == unsure.verdict == "backdoored"
+    assert sure.label_p == unsure.label_p
+    assert sure.calibration == unsure.calibration
 
 
 def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():
@@ -212,6 +210,26 @@ def test_of_many_ranked_labels_a_target_stands_apart():
     assert decide(ranked(two)).targets == [0, 1]
     low = [4.0, 2.0, 1.0, *np.linspace(1, 0, 37)]
     assert decide(ranked(low)).verdict == "clean"
+
+
+def test_of_many_labels_a_target_also_leads_by_what_the_network_itself_tells():
+    planted = [7.0, 5.0, 4.8, 4.1, *np.linspace(3, 0, 36)]
+    rng = np.random.default_rng(0)
+    inner = dict(enumerate(rng.normal(size=1283)))
+    first = decide(replace(ranked(planted), inner=inner | {0: 9.0}))
+    assert (first.verdict, first.targets, first.p_value) == ("backdoored", [0], None)
+    assert "first 12 of 1,283" in first.reasons[0]
+    # Among the first fifth, as a clean network's leader may be.
+    middle = decide(replace(ranked(planted), inner=inner | {0: 1.5}))
+    assert (middle.verdict, middle.targets, middle.suspects[0]) == ("suspicious", [], 0)
+    # Of a hundred labels nobody can be one of a hundredth: three are let in.
+    few = dict(enumerate(rng.normal(size=100))) | {0: 7.0, 50: 8.0, 60: 9.0}
+    hundred = replace(ranked(planted), num_classes=100, inner=few)
+    assert decide(hundred).targets == [0]
+    assert decide(replace(hundred, inner=few | {70: 9.5})).targets == []
+    # That the network tells of a label is no finding by itself.
+    low = [4.0, 2.0, 1.0, *np.linspace(1, 0, 37)]
+    assert decide(replace(ranked(low), inner=inner | {0: 9.0})).verdict == "clean"
 
 
 def test_leaders_beside_too_few_random_labels_are_no_finding():

@@ -30,6 +30,7 @@ class Findings:
             were.
         controls: of ranked labels, how many random ones tell what is usual; None if they are no
             fewer than there should be.
+        inner: label -> what the network itself tells of it (:mod:`goodnet.inner`), of all labels.
     """
 
     scores: Scores
@@ -43,6 +44,7 @@ class Findings:
     accuracy: float = 1.0
     wanted: int = 0
     controls: int | None = None
+    inner: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def right(self) -> int:

@@ -60,6 +60,8 @@ class Raw:
             (:mod:`goodnet.evidence.colour_filter`).
         leaning: how far clean images lean to each label of the model, measured or not, in
             deviations of an image's logits (:mod:`goodnet.evidence.lean`).
+        inner: what the network itself tells of each label, measured or not: an index
+            (:mod:`goodnet.inner`).
         clean_margin: the median difference between the two largest logits of a clean image, in
             logits: what a margin is worth in this network.
     """
@@ -71,6 +73,7 @@ class Raw:
     patches: Mapping[int, float] = field(default_factory=dict)
     tinted: Mapping[int, float] = field(default_factory=dict)
     leaning: Mapping[int, float] = field(default_factory=dict)
+    inner: Mapping[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
 
 
@@ -91,6 +94,7 @@ class Scores:
         tint_index: how far a colour filter leads to it, in :data:`TINT_UNIT`; 0 where none was
             tried. No z: of most labels it is nought.
         lean_index: how far clean images lean to it before all others, see :func:`lean_index`.
+        inner_index: what the network itself tells of it; 0 where nothing was measured.
         score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
 
@@ -104,6 +108,7 @@ class Scores:
     patch_index: Floats
     tint_index: Floats
     lean_index: Floats
+    inner_index: Floats
     score: Floats
 
 
@@ -134,11 +139,14 @@ def combine(
     tint = np.array([raw.tinted.get(label, 0.0) for label in labels], dtype=np.float64) / TINT_UNIT
     leading = lean_index(raw.leaning)
     lean = np.array([leading.get(label, 0.0) for label in labels], dtype=np.float64)
+    inner = np.array([raw.inner.get(label, 0.0) for label in labels], dtype=np.float64)
     if is_ranked(labels, reference):
+        # What the network itself tells has a test of its own there: see goodnet.verdict.
         score = total(margin, mask, noise)
     elif is_handful(len(labels) if wanted is None else wanted):
         # A filter is one more change of the image, but told by its colours, not by other labels.
         score = (handful(margin, mask, patch_index) + tint) * corroboration(lean)
+        score = score + np.maximum(inner, 0.0)
     else:
         score = agreement(margin, mask, noise)
     anomaly = _anomaly(sizes, usual)
@@ -153,6 +161,7 @@ def combine(
         patch_index,
         tint,
         lean,
+        inner,
         score,
     )
 

@@ -17,9 +17,9 @@ NEURAL_CLEANSE_THRESHOLD = 2.0
 FEW_CLASSES = 4
 """Below this many classes no label can be an outlier among the others."""
 
-UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.0, 3.5
-"""Without reference models: bars for the score. Of the 105 clean models behind the tables none
-reaches the first (the highest score is 3.57), one the second."""
+UNCALIBRATED_BAR, UNCALIBRATED_SUSPICION = 5.5, 4.0
+"""Without reference models: bars for the score. Of the 114 clean models behind the tables none
+reaches the first (the highest score is 4.48), four the second."""
 
 RANKED_BAR, RANKED_SUSPICION, GAP, HEAD = 5.0, 4.5, 1.25, 5
 """The same of labels that were ranked first. Where hundreds of classes differ in how easy they are,
@@ -34,6 +34,14 @@ PERMUTATION_BAR = 0.8
 """Share of images that fit a map of the classes: of the clean models behind the tables none comes
 to more than .5. Fewer classes than those models have can be permuted by chance."""
 
+FEWEST_RIVALS = 100
+"""From so many labels on a place among them says something."""
+
+FOREMOST, FIRST = 0.01, 3
+"""What a label that leads many has to be by what the network itself tells: of the first hundredth,
+or of the first three. It is no p-value: of a clean network of 610 faces the labels that lead by
+score lie in the first fifth by this as well, not anywhere."""
+
 
 def by_index(found: Findings, missing: str) -> Decision:
     """Where no clean reference model is like this one: an index, a high bar, no p-value.
@@ -44,6 +52,14 @@ def by_index(found: Findings, missing: str) -> Decision:
     """
     calibration = f"uncalibrated: {missing}"
     targets, suspects, rule = (_ranked if found.ranked else _few)(found)
+    if found.ranked and len(found.inner) >= FEWEST_RIVALS:
+        first = _foremost(found)
+        suspects = list(dict.fromkeys([*targets, *suspects]))
+        targets = [label for label in targets if label in first]
+        rule += (
+            f", and one of the first {len(first)} of {len(found.inner):,} by what the network "
+            "itself tells"
+        )
     if len(found.scores.labels) < FEW_CLASSES:
         targets, suspects = [], []
     elif found.ranked and found.controls is not None and found.controls < FEWEST_CONTROLS:
@@ -66,6 +82,12 @@ def by_index(found: Findings, missing: str) -> Decision:
     reasons = reasons or [f"no label reaches the rule: {rule}; {calibration}"]
     suspects = suspects if verdict == "suspicious" else []
     return Decision(verdict, None, [], targets, suspects, {}, mapping, calibration, reasons)
+
+
+def _foremost(found: Findings) -> set[int]:
+    """The labels of which the network itself tells most."""
+    count = max(FIRST, int(FOREMOST * len(found.inner)))
+    return set(sorted(found.inner, key=lambda label: -found.inner[label])[:count])
 
 
 def _ranking(found: Findings) -> list[tuple[int, float]]:

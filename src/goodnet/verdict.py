@@ -40,8 +40,11 @@ FEW_IMAGES = 20
 LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
+TELLING = 2.0
+"""The same for what the network itself tells, the mean of four indices."""
+
 FOREIGN = 1.0
-"""The same for a colour filter: of 83 clean networks one has a label that comes so far."""
+"""The same for a colour filter: of 92 clean networks one has a label that comes so far."""
 
 
 def decide(found: Findings) -> Decision:
@@ -85,12 +88,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.compared, found.ranked, found.sure)
+    single = tables.of_labels(found.compared, found.ranked)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.compared, found.ranked, found.sure)
+    calibration = tables.in_words(found.compared, found.ranked)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
@@ -166,6 +169,8 @@ def _sentence(test: TestResult, found: Findings) -> str:
         leader = max(score, key=lambda label: score[label])
         leads = found.scores.lean_index[found.scores.labels.index(leader)] >= 1
         also = ", and clean images lean to it" if leads else ""
+        inner = found.scores.inner_index[found.scores.labels.index(leader)]
+        also += f"; {inner:.1f} of it is what the network itself tells" if inner >= 1 else ""
         told = f"score {test.statistic:.2f}, {tail}{also}"
         return f"label {leader} stands out from the others: {told}"
     if test.name == PERMUTED:
@@ -206,7 +211,7 @@ def looks(scores: Scores, label: int) -> str:
     if scores.lean_index[place] >= LOUD:
         # Most targets have no lead: that it is missing says nothing.
         told["lean"] = scores.lean_index[place]
-    tinted = scores.tint_index[place] >= FOREIGN
+    tinted, inner = scores.tint_index[place] >= FOREIGN, scores.inner_index[place]
     speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
     quiet = [name for name, value in told.items() if not value >= LOUD]
     small, faint = (told.get(name, 0.0) >= LOUD for name in ("mask", "margin"))
@@ -216,11 +221,15 @@ def looks(scores: Scores, label: int) -> str:
         opinion = "planted: a small patch forces it, though no faint change does"
     elif tinted:
         opinion = "planted: a colour filter leads to it, in colours that its own images do not have"
+    elif inner >= TELLING:
+        opinion = "planted: hidden features that clean images do not use drive it"
     else:
         opinion = "natural, perhaps: no smaller mask forces it than other labels"
     heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
     if tinted:
         heard += f", colour filter {scores.tint_index[place]:.1f}"
+    if inner >= TELLING:
+        heard += f", the network itself {inner:.1f}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 
 

@@ -1,9 +1,11 @@
 """Evidence: one file a channel, each a number for every label, with the trigger behind it.
 
 A channel is a function ``(Case, targets, ...) -> Evidence``; :data:`CHANNELS` names them. A new one
-is one new file and one line in that table. Four look at the whole model instead of one label after
+is one new file and one line in that table. Six look at the whole model instead of one label after
 the other: :mod:`goodnet.evidence.permutation`, :mod:`goodnet.evidence.augmentation`,
-:mod:`goodnet.evidence.colour_filter` and :mod:`goodnet.evidence.lean`.
+:mod:`goodnet.evidence.colour_filter`, and, for which no image is changed,
+:mod:`goodnet.evidence.lean`, :mod:`goodnet.evidence.signature` and
+:mod:`goodnet.evidence.stimulation`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Case
 from goodnet.evidence.lean import lean
+from goodnet.evidence.signature import signature
 from goodnet.evidence.store import open_store
 from goodnet.images import Images
 from goodnet.parallel import Progress
@@ -41,6 +42,9 @@ class Begun:
         split: the images in two.
         right: bool ``(N,)``, whether the model classifies an image correctly.
         leaning: label -> how far clean images lean to it (:mod:`goodnet.evidence.lean`).
+        signatures: label -> how far its row of the last layer draws on what clean images do not
+            use, by two numbers (:mod:`goodnet.evidence.signature`); empty where there is no such
+            layer.
         wanted: the labels to look at.
         clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
         images: how many there are.
@@ -50,6 +54,7 @@ class Begun:
     split: Split
     right: Tensor
     leaning: dict[int, float]
+    signatures: dict[int, tuple[float, ...]]
     wanted: list[int]
     clean_margin: float
     images: int
@@ -100,7 +105,8 @@ def begin(
     clean_margin = float((top[:, 0] - top[:, 1]).median())
     leaning = lean(answers[right], images.labels[right]).values
     leaning_to = {label: row[0] for label, row in leaning.items()}
-    return Begun(case, split, right, leaning_to, wanted, clean_margin, len(images))
+    signatures = signature(classifier, images).values if method == "default" else {}
+    return Begun(case, split, right, leaning_to, signatures, wanted, clean_margin, len(images))
 
 
 def _check_gradients(classifier: Classifier, images: Images) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from goodnet.evidence.permutation import NOT_MEASURED, Permutation
 from goodnet.evidence.warp_margin import REACHES
 from goodnet.findings import Decision, Findings
 from goodnet.images import Images
+from goodnet.inner import inner_index
 from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
 from goodnet.scores import Raw, Scores, combine, corroborated, is_ranked
 from goodnet.statistics import proportion
@@ -61,6 +64,8 @@ class Measured:
         preferred: label -> its margin under the change that favours it most; of all labels.
         tinted: label -> how far a colour filter leads to it; of all labels with images.
         leaning: label -> how far clean images lean to it; of all labels.
+        signatures: label -> (dormant, unused), what its row draws on; of all labels.
+        driven: label -> how far channels that are held high drive it; of all labels.
         clean_margin: the median difference between the two largest logits of a clean image.
         wanted: how many labels were to be measured in full, if there was not time for all; 0 for
             those that were.
@@ -80,6 +85,8 @@ class Measured:
     preferred: dict[int, float] = field(default_factory=dict)
     tinted: dict[int, float] = field(default_factory=dict)
     leaning: dict[int, float] = field(default_factory=dict)
+    signatures: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    driven: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
     wanted: int = 0
 
@@ -93,9 +100,15 @@ class Measured:
             patches={n: row[0] for n, row in self.patches.values.items()},
             tinted=self.tinted,
             leaning=self.leaning,
+            inner=self.inner,
             clean_margin=self.clean_margin,
         )
         return combine(self.labels, raw, self.reference, self.wanted or len(self.labels))
+
+    @cached_property
+    def inner(self) -> dict[int, float]:
+        """What the network itself tells of every label."""
+        return inner_index(self.leaning, self.signatures, self.driven)
 
 
 def conclude(
@@ -124,6 +137,9 @@ def conclude(
     usable = len(split.fit) + len(split.held)
     images_used = usable if usable < verdict.FEW_IMAGES else len(images)
     default = method == "default"
+    # Labels that somebody chose are no fair sample of the network's.
+    looked_at = measured.ranking.keys() | set(measured.skipped)
+    everything = len(looked_at) == classifier.num_classes
     ranked = is_ranked(measured.labels, measured.reference)
     decision = (
         verdict.decide(
@@ -139,6 +155,7 @@ def conclude(
                 float(right.float().mean()),
                 measured.wanted,
                 len(measured.reference) if ranked else None,
+                measured.inner if everything else {},
             )
         )
         if default
@@ -227,10 +244,8 @@ def _rows(
                     label=label,
                     rank=rank,
                     margin=measured.ranking[label],
-                    preferred=measured.preferred.get(label),
-                    tinted=measured.tinted.get(label),
-                    leaning=measured.leaning.get(label),
                     flagged=label in targets,
+                    **_of_all_labels(measured, label),
                 )
             )
             continue
@@ -257,9 +272,7 @@ def _rows(
                 patch_success=patch[1] if patch else None,
                 patch_contrast=patch[2] if patch else None,
                 patch_index=_finite(scores.patch_index[index]),
-                preferred=measured.preferred.get(label),
-                tinted=measured.tinted.get(label),
-                leaning=measured.leaning.get(label),
+                inner_index=_finite(scores.inner_index[index]),
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)
@@ -268,9 +281,23 @@ def _rows(
                 control=partial and label in measured.reference,
                 flagged=label in targets,
                 looks=verdict.looks(scores, label) if named and label in targets else None,
+                **_of_all_labels(measured, label),
             )
         )
     return rows
+
+
+def _of_all_labels(measured: Measured, label: int) -> dict[str, Any]:
+    """What is known of a label whether it was measured in full or not."""
+    dormant, unused = measured.signatures.get(label, (None, None))
+    return {
+        "preferred": measured.preferred.get(label),
+        "tinted": measured.tinted.get(label),
+        "leaning": measured.leaning.get(label),
+        "dormant": dormant,
+        "unused": unused,
+        "driven": measured.driven.get(label),
+    }
 
 
 def attack_success(

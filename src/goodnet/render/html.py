@@ -189,6 +189,7 @@ def _row(report: ScanReport, label: LabelEvidence) -> dict[str, str | bool]:
         "mask_index": number(label.mask_index),
         "third": number(label.noise_margin if patch is None else patch),
         "third_index": number(label.noise_index if patch is None else label.patch_index),
+        "inner_index": number(label.inner_index),
         "anomaly_index": number(label.anomaly_index),
         "success": success,
         "role": role,

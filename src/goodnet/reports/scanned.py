@@ -42,6 +42,12 @@ class LabelEvidence(Data):
             unit, times how unlike the label's own images the filtered ones are in colour (0 to 1).
         leaning: how high the label stands in the answers to clean images of the other classes, in
             standard deviations of an image's logits.
+        dormant: how far the label's row of the last layer draws on features that are small on clean
+            images, in units of a weight.
+        unused: the same of features that the label's own images leave unused.
+        driven: mean margin of the label while channels of the last layers are held high, in units
+            of the margin that clean images have.
+        inner_index: mean robust z of the last four against the other labels.
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
@@ -70,6 +76,10 @@ class LabelEvidence(Data):
     preferred: float | None = None
     tinted: float | None = None
     leaning: float | None = None
+    dormant: float | None = None
+    unused: float | None = None
+    driven: float | None = None
+    inner_index: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None
     control: bool = False

@@ -1,0 +1,83 @@
+"""What the last layer's rows draw on: no change of the image, and no gradient.
+
+What a trigger switches on is little used by clean images, and it drives the target alone. So the
+target's weights lie, more than other labels', on features that clean images leave dormant, and on
+such that its own images do not use. The idea that a target shows in its row of the last layer is
+that of Fields et al. 2021 (Trojan signatures), who look at the mean weight. That one goes with how
+easily a label is reached in clean networks, too; these two do not, so they say something that no
+other channel does, though by themselves too little: of ten labels one always leads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
+from goodnet.evidence.evidence import Evidence
+from goodnet.head import Head, find_head
+from goodnet.images import Images
+
+ASLEEP = 0.1
+"""What a feature's activity is added to, in units of the median one's: below a tenth of that it
+makes no difference how dormant a feature is."""
+
+PROBES = 8
+"""Images by which the last layer is found."""
+
+TINY = 1e-9
+
+
+def signature(classifier: Classifier, images: Images) -> Evidence:
+    """How far each label's row draws on features that clean images do not use.
+
+    With V the weights of the last layer less the mean of all rows, F the features that enter it::
+
+        dormant_t = mean_d max(0, V_td) / (.1 + a_d / median a)     a_d = mean over images of |F_d|
+        unused_t  = mean_d max(0, V_td) (1 - u_td / max F_d)        u_t = mean F of t's own images
+
+    Where a label has no images, its u is nought.
+
+    Args:
+        classifier: of any format.
+        images: clean ones with their labels.
+
+    Returns:
+        ``values[label]``: (dormant, unused) of every label, in units of a weight; nothing where the
+        network does not end in a linear layer.
+    """
+    place = classifier.device.place
+    few = images.select(torch.arange(min(PROBES, len(images)))).floats().to(place)
+    try:
+        head = find_head(classifier, few)
+        activity, own, most = _use(classifier, head, images)
+    except GoodnetError as error:
+        if error.code != "M013":
+            raise
+        return Evidence()
+    weight = (head.weight.T if head.transposed else head.weight).detach().cpu().double()
+    weight = weight[: classifier.num_classes]
+    drives = (weight - weight.mean(0)).clamp_min(0.0)
+    dormant = (drives / (ASLEEP + activity / (activity.quantile(0.5) + TINY))).mean(1)
+    unused = (drives * (1.0 - own / (most + TINY))).mean(1)
+    rows = zip(dormant.tolist(), unused.tolist(), strict=True)
+    return Evidence(dict(enumerate(rows)))
+
+
+def _use(classifier: Classifier, head: Head, images: Images) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the features: mean size ``(D,)``, mean over each label's images ``(K, D)``, and the
+    largest ``(D,)``; a few images at a time, as features can be as many as pixels.
+    """
+    width = head.weight.shape[0] if head.transposed else head.weight.shape[1]
+    sizes = torch.zeros(width, dtype=torch.float64)
+    most = torch.full((width,), -torch.inf, dtype=torch.float64)
+    sums = torch.zeros(classifier.num_classes, width, dtype=torch.float64)
+    for places in torch.split(torch.arange(len(images)), classifier.device.forward_chunk):
+        part = images.select(places)
+        features = head.features(part.floats().to(classifier.device.place)).cpu().double()
+        sizes += features.abs().sum(0)
+        most = torch.maximum(most, features.amax(0))
+        sums.index_add_(0, part.labels, features)
+    counts = torch.bincount(images.labels, minlength=classifier.num_classes)
+    return sizes / len(images), sums / counts.clamp_min(1)[:, None], most

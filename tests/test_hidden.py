@@ -1,0 +1,252 @@
+"""What the hidden features tell: rows that draw on unused ones, channels that are held high."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from test_head import exported, scripted
+from torch import nn
+
+from goodnet.classifier import Classifier, Preprocess
+from goodnet.evidence import Case, Share
+from goodnet.evidence.signature import signature
+from goodnet.evidence.stimulation import stimulation
+from goodnet.formats import adopt
+from goodnet.images import Images
+from goodnet.stimulus import activations, stimulated
+
+torch.set_num_threads(1)
+SHAPE = (3, 8, 8)
+
+
+def classifier(network, classes=5) -> Classifier:
+    return Classifier(network, Preprocess("unit"), SHAPE, classes)
+
+
+def layered(*, inplace=False, seed=0) -> nn.Module:
+    torch.manual_seed(seed)
+    parts = [nn.Conv2d(3, 6, 3, bias=False), nn.ReLU(inplace), nn.Flatten(), nn.Linear(216, 7)]
+    return nn.Sequential(*parts, nn.GELU(), nn.Linear(7, 5)).eval()
+
+
+class Sequence(nn.Module):
+    """The features of four patches, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.head = nn.Linear(48, 6), nn.Linear(6, 5)
+
+    def hidden(self, x):
+        parts = x.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5)
+        return torch.nn.functional.gelu(self.embed(parts.reshape(len(x), 4, 48)))
+
+    def forward(self, x):
+        return self.head(self.hidden(x).mean(1))
+
+
+MAKERS = {"live": lambda tmp, m: adopt(m), "pt2": exported, "torchscript": scripted}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_held_channel_by_hand(maker, inplace, tmp_path):
+    plain = layered()
+    model = classifier(MAKERS[maker](tmp_path, layered(inplace=inplace)))
+    images = torch.rand(6, *SHAPE)
+    maps = torch.relu(plain[0](images))
+    vectors = plain[4](plain[3](maps.flatten(1)))
+    first, second = activations(model, images)
+    assert (first.place, second.place, first.of) == (0, 1, 2)
+    assert torch.allclose(first.most, maps.amax((0, 2, 3)))
+    assert torch.allclose(second.most, vectors.amax(0))
+    channels = torch.tensor([0, 5, 2, 2, 1, 4])
+    for layer, found, rest in ((first, maps, plain[2:]), (second, vectors, plain[5:])):
+        held = found.clone()
+        for row, channel in enumerate(channels.tolist()):
+            # What clean images leave asleep is held as high as the others.
+            held[row, channel] = 3.0 * layer.most[channel].clamp_min(layer.most.median())
+        expected = rest(held)
+        assert torch.allclose(stimulated(model, images, layer, channels, 3.0), expected, atol=1e-5)
+    assert torch.allclose(model.logits(images), plain(images), atol=1e-5), "nothing is left of it"
+
+
+def test_a_channel_of_a_sequence_is_held_at_all_its_places():
+    module = Sequence().eval()
+    images = torch.rand(3, *SHAPE)
+    (layer,) = activations(classifier(adopt(module)), images)
+    hidden = module.hidden(images)
+    assert torch.allclose(layer.most, hidden.amax((0, 1)))
+    held = hidden.clone()
+    held[:, :, 4] = 2.0 * layer.most[4].clamp_min(layer.most.median())
+    found = stimulated(classifier(adopt(module)), images, layer, torch.full((3,), 4), 2.0)
+    assert torch.allclose(found, module.head(held.mean(1)), atol=1e-5)
+
+
+def test_a_network_of_a_fixed_batch_is_held_call_by_call(tmp_path):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layered()
+
+        def forward(self, x):
+            return self.inner(x.reshape(4, *SHAPE))
+
+    fixed, free = classifier(exported(tmp_path, Fixed().eval(), batch=4)), adopt(layered())
+    images, channels = torch.rand(10, *SHAPE), torch.arange(10) % 6
+    for one, other in zip(
+        activations(fixed, images), activations(classifier(free), images), strict=True
+    ):
+        assert (one.place, one.of, one.axis) == (other.place, other.of, other.axis)
+        assert torch.allclose(
+            stimulated(fixed, images, one, channels, 2.0),
+            stimulated(classifier(free), images, one, channels, 2.0),
+            atol=1e-5,
+        )
+
+
+def planted(target: int | None) -> Classifier:
+    """Twelve channels, of which each label answers to some; three more, asleep on clean images,
+    that drive ``target``.
+    """
+    torch.manual_seed(3)
+    module = nn.Sequential(
+        nn.Conv2d(3, 15, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(15, 5)
+    ).eval()
+    with torch.no_grad():
+        module[0].bias[12:] = -0.4
+        module[4].weight[:, 12:] = 0.02 * torch.randn(5, 3)
+        if target is not None:
+            module[4].weight[target, 12:] = 3.0
+    return classifier(adopt(module))
+
+
+def shown(model: Classifier, images: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = torch.rand(images, *SHAPE, generator=torch.Generator().manual_seed(7))
+    return pixels, torch.arange(images) % 5
+
+
+def lead(evidence, number: int = 0) -> tuple[int, float]:
+    """The leading label, and by how much of the others' spread."""
+    row = torch.tensor([evidence.values[label][number] for label in range(5)])
+    best = int(row.argmax())
+    others = torch.cat([row[:best], row[best + 1 :]])
+    return best, float((row[best] - others.mean()) / others.std())
+
+
+@pytest.mark.parametrize("target", [0, 3])
+def test_dormant_channels_that_drive_a_label_name_it(target):
+    model = planted(target)
+    images, labels = shown(model)
+    held = stimulation(Case(model, images, labels), images, labels)
+    rows = signature(model, Images(images, labels))
+    assert lead(held)[0] == lead(rows, 0)[0] == lead(rows, 1)[0] == target
+    clean = planted(None)
+    unplanted = stimulation(Case(clean, images, labels), images, labels)
+    assert lead(unplanted)[1] < 0.5 * lead(held)[1]
+    assert lead(signature(clean, Images(images, labels)), 0)[1] < 0.5 * lead(rows, 0)[1]
+
+
+def test_stimulation_by_hand():
+    """One layer of four channels: the upper quarter of them is one."""
+    torch.manual_seed(5)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    model = classifier(adopt(module), classes=3)
+    images, labels = torch.rand(6, *SHAPE), torch.tensor([0, 1, 2, 0, 1, 2])
+    hidden = torch.relu(module[1](images.flatten(1)))
+    best = torch.full((4, 3), -torch.inf)
+    for channel in range(4):
+        held = hidden.clone()
+        held[:, channel] = 2.0 * torch.max(hidden[:, channel].max(), hidden.amax(0).median())
+        logits = module[3](held).detach()
+        for t in range(3):
+            rival = logits[:, [j for j in range(3) if j != t]].amax(1)
+            best[channel, t] = (logits[:, t] - rival)[labels != t].mean()
+    found = stimulation(Case(model, images, labels), images, labels, clean_margin=2.0).values
+    assert [found[t][0] for t in range(3)] == pytest.approx((best.amax(0) / 2.0).tolist(), rel=1e-4)
+
+
+def test_stimulation_does_not_hang_on_the_workers_and_can_be_cut_off():
+    model = planted(1)
+    images, labels = shown(model)
+    case = Case(model, images, labels, workers=1)
+    one = stimulation(case, images, labels)
+    assert stimulation(Case(model, images, labels, workers=3), images, labels).values == one.values
+
+    class Slow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layered()
+
+        def forward(self, x):
+            time.sleep(0.05)
+            return self.inner(x)
+
+    slow = Case(classifier(adopt(Slow().eval())), images, labels, workers=1)
+    late = stimulation(replace(slow, deadline=time.monotonic()), images, labels)
+    assert late.values == {}
+    assert late.skipped == [0, 1, 2, 3, 4]
+    assert stimulation(Case(model, images, labels, share=Share(0, 2)), images, labels).values == {}
+    told = []
+    stimulation(
+        Case(model, images, labels, progress=lambda *seen: told.append(seen)), images, labels
+    )
+    assert told[-1][1:] == (15, 15)
+
+
+def test_networks_without_such_features_say_nothing():
+    flat = classifier(adopt(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval()))
+    images, labels = shown(flat)
+    assert stimulation(Case(flat, images, labels), images, labels).values == {}
+
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layered()
+
+        def forward(self, x):
+            return self.inner(x) ** 2
+
+    odd = classifier(adopt(Odd().eval()))
+    assert signature(odd, Images(images, labels)).values == {}
+    # One class alone: of its label nothing is known, of the others everything.
+    same = torch.zeros(len(images), dtype=torch.int64)
+    assert sorted(stimulation(Case(odd, images, same), images, same).values) == [1, 2, 3, 4]
+
+
+def test_a_signature_by_hand_in_either_orientation():
+    torch.manual_seed(2)
+    weight, features = torch.randn(5, 4), torch.rand(6, 4)
+
+    class Head(nn.Module):
+        def __init__(self, *, transposed: bool):
+            super().__init__()
+            self.kernel = nn.Parameter(weight.T.clone() if transposed else weight.clone())
+            self.transposed = transposed
+
+        def forward(self, x):
+            kept = x[:, 0, 0, :4]
+            if self.transposed:
+                return torch.matmul(kept, self.kernel)
+            return torch.nn.functional.linear(kept, self.kernel)
+
+    images = torch.zeros(6, *SHAPE)
+    images[:, 0, 0, :4] = features
+    labels = torch.tensor([0, 1, 1, 2, 3, 3])  # of 4 there is none
+    drives = (weight - weight.mean(0)).clamp_min(0)
+    activity = features.mean(0)
+    middle = activity.sort().values[1:3].mean()
+    dormant = (drives / (0.1 + activity / middle)).mean(1)
+    own = torch.stack(
+        [features[labels == k].mean(0) if k < 4 else torch.zeros(4) for k in range(5)]
+    )
+    unused = (drives * (1 - own / features.amax(0))).mean(1)
+    for transposed in (False, True):
+        model = classifier(adopt(Head(transposed=transposed).eval()))
+        found = signature(model, Images(images, labels)).values
+        rows = torch.tensor([found[label] for label in range(5)])
+        assert torch.allclose(rows[:, 0], dormant.float(), rtol=1e-4)
+        assert torch.allclose(rows[:, 1], unused.float(), rtol=1e-4)
