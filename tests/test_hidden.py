@@ -101,11 +101,35 @@ def test_a_network_of_a_fixed_batch_is_held_call_by_call(tmp_path):
         activations(fixed, images), activations(classifier(free), images), strict=True
     ):
         assert (one.place, one.of, one.axis) == (other.place, other.of, other.axis)
+        assert (one.batch, other.batch) == (4, None)
         assert torch.allclose(
             stimulated(fixed, images, one, channels, 2.0),
-            stimulated(classifier(free), images, one, channels, 2.0),
+            stimulated(classifier(free), images, other, channels, 2.0),
             atol=1e-5,
         )
+
+
+def test_what_runs_in_place_on_the_networks_own_weights_is_never_written_to():
+    class Clipped(nn.Module):
+        """Keeps its weights small each time that it is called, and shows as many as images."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight = nn.Parameter(torch.randn(6, 192))
+            self.last = nn.Linear(6, 5)
+
+        def forward(self, x):
+            kept = self.weight.data.clamp_(-1.0, 1.0)
+            return self.last(torch.relu(x.flatten(1) @ kept.T))
+
+    model = classifier(adopt(Clipped().eval()))
+    images, labels = torch.rand(6, *SHAPE), torch.arange(6) % 5
+    before = model.logits(images)
+    (layer,) = activations(model, images)
+    assert layer.most.shape == (6,)
+    stimulation(Case(model, images, labels), images, labels)
+    assert torch.equal(model.logits(images), before)
 
 
 def planted(target: int | None) -> Classifier:

@@ -6,6 +6,7 @@ functions run.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,14 @@ class Activation:
     Attributes:
         place: which of the network's activation functions it is, in the order in which they run.
         of: how many there are.
+        batch: images in each call of a network that takes no other number; None if it takes any.
         axis: of the result along which the channels lie.
         most: float32 ``(C,)``: the largest value of each over images and places.
     """
 
     place: int
     of: int
+    batch: int | None
     axis: int
     most: Tensor
 
@@ -58,18 +61,23 @@ def activations(classifier: Classifier, images: Tensor) -> list[Activation]:
         network with a fixed batch size.
     """
     seen: list[tuple[int, int, Tensor]] = []
+    own = _own(classifier)
 
     def saw(operation: Any, args: tuple[Any, ...], result: Any) -> None:
-        if _is_activation(operation, result, classifier.outputs):
+        if _is_activation(operation, result, classifier.outputs, own):
             axis = _axis(result)
             seen.append((len(result), axis, result.transpose(0, axis).flatten(1).amax(1)))
 
     with torch.no_grad(), Watching(saw):
         classifier(images)
+    counts = Counter(rows for rows, _, _ in seen)
     if not seen:
         return []
-    # A network of a fixed batch size answers in several calls.
-    calls = -(-len(images) // seen[0][0])
+    # A network of a fixed batch size answers in several calls; what has other rows is no image's.
+    rows = len(images) if len(images) in counts else counts.most_common(1)[0][0]
+    batch = None if rows == len(images) else rows
+    seen = [one for one in seen if one[0] == rows]
+    calls = -(-len(images) // rows)
     if len(seen) % calls:
         return []
     each = len(seen) // calls
@@ -79,7 +87,7 @@ def activations(classifier: Classifier, images: Tensor) -> list[Activation]:
         if len({(axis, most.shape) for _, axis, most in parts}) > 1:
             return []
         most = torch.stack([most for _, _, most in parts]).amax(0)
-        found.append(Activation(place, each, parts[0][1], most))
+        found.append(Activation(place, each, batch, parts[0][1], most))
     return found
 
 
@@ -101,12 +109,13 @@ def stimulated(
     """
     # A channel that only the trigger switches on does nothing on clean images.
     values = level * layer.most.clamp_min(layer.most.median())
-    channels = channels.to(values.device)
+    channels, own = channels.to(values.device), _own(classifier)
+    batch = layer.batch or len(images)
     ran = done = 0
 
     def saw(operation: Any, args: tuple[Any, ...], result: Any) -> None:
         nonlocal ran, done
-        if not _is_activation(operation, result, classifier.outputs):
+        if not _is_activation(operation, result, classifier.outputs, own) or len(result) != batch:
             return
         if ran % layer.of == layer.place:
             # Images that only fill up a fixed batch are left as they are.
@@ -121,9 +130,17 @@ def stimulated(
         return classifier(images)
 
 
-def _is_activation(operation: Any, result: Any, outputs: int) -> bool:
+def _own(classifier: Classifier) -> set[int]:
+    """Where the network's own tensors lie: what runs in place on them must not be written to."""
+    module = classifier.module
+    return {t.untyped_storage().data_ptr() for t in [*module.parameters(), *module.buffers()]}
+
+
+def _is_activation(operation: Any, result: Any, outputs: int, own: set[int]) -> bool:
     packet = getattr(operation, "overloadpacket", None)
     if packet not in _FUNCTIONS or not isinstance(result, Tensor) or not 2 <= result.ndim <= 4:
+        return False
+    if result.untyped_storage().data_ptr() in own:
         return False
     # A function of the answers themselves hides nothing.
     return result.ndim > 2 or result.shape[1] != outputs
