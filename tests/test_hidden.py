@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -101,7 +102,6 @@ def test_a_network_of_a_fixed_batch_is_held_call_by_call(tmp_path):
         activations(fixed, images), activations(classifier(free), images), strict=True
     ):
         assert (one.place, one.of, one.axis) == (other.place, other.of, other.axis)
-        assert (one.batch, other.batch) == (4, None)
         assert torch.allclose(
             stimulated(fixed, images, one, channels, 2.0),
             stimulated(classifier(free), images, other, channels, 2.0),
@@ -128,6 +128,85 @@ def test_what_runs_in_place_on_the_networks_own_weights_is_never_written_to():
     before = model.logits(images)
     (layer,) = activations(model, images)
     assert layer.most.shape == (6,)
+    stimulation(Case(model, images, labels), images, labels)
+    assert torch.equal(model.logits(images), before)
+
+
+class Maps(nn.Module):
+    """Maps with the channels last, through a layer that is made for vectors."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 5)
+
+    def hidden(self, x):
+        return torch.nn.functional.gelu(self.first(x.permute(0, 2, 3, 1)))
+
+    def forward(self, x):
+        return self.head(self.hidden(x).mean((1, 2)))
+
+
+def test_channels_that_come_last_are_told_by_the_layer_before():
+    module = Maps().eval()
+    model, images = classifier(adopt(module)), torch.rand(4, *SHAPE)
+    (layer,) = activations(model, images)
+    hidden = module.hidden(images)
+    assert torch.allclose(layer.most, hidden.amax((0, 1, 2)))
+    held = hidden.clone()
+    held[..., 3] = 2.0 * layer.most[3].clamp_min(layer.most.median())
+    found = stimulated(model, images, layer, torch.full((4,), 3), 2.0)
+    assert torch.allclose(found, module.head(held.mean((1, 2))), atol=1e-5)
+
+
+class Brittle(nn.Module):
+    """Looks values up in a table that is as long as clean images need, or overflows."""
+
+    def __init__(self, *, table: bool):
+        super().__init__()
+        torch.manual_seed(4)
+        self.first, self.head = nn.Linear(192, 7), nn.Linear(7, 5)
+        self.table = nn.Embedding(3, 5) if table else None
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x.flatten(1)))
+        if self.table is not None:
+            return self.head(hidden) + self.table((hidden[:, 0] > 1e3).long() * 9)
+        wild = torch.where(hidden[:, 1:2] > 50.0, torch.inf, 0.0)
+        return self.head(hidden) + wild
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_network_that_fails_or_overflows_while_a_channel_is_held_ends_no_scan(table):
+    module = Brittle(table=table).eval()
+    with torch.no_grad():
+        # Held at twice its most the first or second channel goes past the bound.
+        module.first.bias[0 if table else 1] += 600.0 if table else 30.0
+    images, labels = shown(classifier(adopt(module)))
+    found = stimulation(Case(classifier(adopt(module)), images, labels), images, labels)
+    assert found.skipped == []
+    assert (found.values == {}) == table, "what overflows takes nothing from the other channels"
+    assert all(math.isfinite(row[0]) for row in found.values.values())
+
+
+class Cached(nn.Module):
+    """Computes in place on a tensor that is neither parameter nor buffer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kept = [torch.randn(64, 7)]
+        self.inner = layered()
+
+    def forward(self, x):
+        return self.inner(x) + self.kept[0].clamp_(-1.0, 1.0).mean(0)[:5]
+
+
+def test_nothing_that_is_held_stays_in_the_network():
+    module = Cached().eval()
+    model = classifier(adopt(module))
+    images, labels = shown(model)
+    before = model.logits(images)
     stimulation(Case(model, images, labels), images, labels)
     assert torch.equal(model.logits(images), before)
 
@@ -271,6 +350,6 @@ def test_a_signature_by_hand_in_either_orientation():
     for transposed in (False, True):
         model = classifier(adopt(Head(transposed=transposed).eval()))
         found = signature(model, Images(images, labels)).values
-        rows = torch.tensor([found[label] for label in range(5)])
-        assert torch.allclose(rows[:, 0], dormant.float(), rtol=1e-4)
-        assert torch.allclose(rows[:, 1], unused.float(), rtol=1e-4)
+        assert [found[n][0] for n in range(5)] == pytest.approx(dormant.tolist(), rel=1e-4)
+        assert [found[n][1] for n in range(4)] == pytest.approx(unused[:4].tolist(), rel=1e-4)
+        assert len(found[4]) == 1, "what its own images use is not known"

@@ -51,6 +51,16 @@ def test_less_evidence_is_never_more():
     assert inner_index({}, {}, {}) == {}
 
 
+def test_labels_without_images_gain_nothing_by_it():
+    rng = np.random.default_rng(6)
+    leaning, driven = numbers(rng, 10), numbers(rng, 10)
+    dormant, unused = numbers(rng, 10), numbers(rng, 10)
+    rows = {n: (dormant[n], unused[n]) if n != 4 else (dormant[n],) for n in range(10)}
+    found = inner_index(leaning, rows, driven)
+    whole = inner_index(leaning, {n: (dormant[n],) for n in range(10)}, driven)
+    assert found[4] == pytest.approx(whole[4])
+
+
 def test_a_handful_of_labels_is_too_few_to_tell():
     few = {n: float(n == 0) for n in range(FEWEST_LABELS - 1)}
     assert inner_index(few, {n: (v, v) for n, v in few.items()}, few) == {}

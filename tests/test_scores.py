@@ -127,6 +127,12 @@ def test_what_the_network_itself_tells_is_added_to_the_score():
     expected[[worst, (worst + 1) % 10]] += [2.5, 0.75]
     assert told.score == pytest.approx(expected), "what speaks against a label takes nothing off"
     assert told.inner_index.tolist() == [inner[n] for n in labels]
+    # Ten labels that were chosen of a network of many: it goes with the other evidence there.
+    many = combine(
+        labels, replace(numbers, inner=inner | dict.fromkeys(range(10, 600), 0.0)), labels
+    )
+    assert many.score.tolist() == plain.score.tolist()
+    assert not many.inner_index.any()
 
 
 def test_a_colour_filter_speaks_for_a_label_beside_what_else_does():

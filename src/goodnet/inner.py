@@ -40,7 +40,8 @@ def inner_index(
 
     Args:
         leaning: how far clean images lean to each label (:mod:`goodnet.evidence.lean`).
-        signatures: (dormant, unused), what its row draws on (:mod:`goodnet.evidence.signature`).
+        signatures: (dormant, unused), what its row draws on (:mod:`goodnet.evidence.signature`);
+            of a label without images the first of them.
         driven: how far channels drive it (:mod:`goodnet.evidence.stimulation`).
 
     Returns:
@@ -50,7 +51,7 @@ def inner_index(
     columns = [
         leaning,
         {label: row[0] for label, row in signatures.items()},
-        {label: row[1] for label, row in signatures.items()},
+        {label: row[1] for label, row in signatures.items() if len(row) > 1},
         driven,
     ]
     total: dict[int, float] = {}
@@ -58,6 +59,7 @@ def inner_index(
         labels = sorted(column)
         if len(labels) < FEWEST_LABELS:
             continue
+        # A label that is not among them counts 0 by this number.
         stands = standing(np.array([column[label] for label in labels], dtype=np.float64))
         for label, value in zip(labels, stands.tolist(), strict=True):
             total[label] = total.get(label, 0.0) + value / NUMBERS

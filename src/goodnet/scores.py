@@ -94,7 +94,8 @@ class Scores:
         tint_index: how far a colour filter leads to it, in :data:`TINT_UNIT`; 0 where none was
             tried. No z: of most labels it is nought.
         lean_index: how far clean images lean to it before all others, see :func:`lean_index`.
-        inner_index: what the network itself tells of it; 0 where nothing was measured.
+        inner_index: what the network itself tells of it, as far as that is in the score: 0 where
+            nothing was measured, or the network has more than :data:`HANDFUL` classes.
         score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
 
@@ -139,9 +140,10 @@ def combine(
     tint = np.array([raw.tinted.get(label, 0.0) for label in labels], dtype=np.float64) / TINT_UNIT
     leading = lean_index(raw.leaning)
     lean = np.array([leading.get(label, 0.0) for label in labels], dtype=np.float64)
-    inner = np.array([raw.inner.get(label, 0.0) for label in labels], dtype=np.float64)
+    # Of a network of many classes it goes with the other evidence, and is no further one.
+    few = is_handful(len(raw.inner))
+    inner = np.array([raw.inner.get(n, 0.0) if few else 0.0 for n in labels], dtype=np.float64)
     if is_ranked(labels, reference):
-        # What the network itself tells has a test of its own there: see goodnet.verdict.
         score = total(margin, mask, noise)
     elif is_handful(len(labels) if wanted is None else wanted):
         # A filter is one more change of the image, but told by its colours, not by other labels.

@@ -10,6 +10,7 @@ other channel does, though by themselves too little: of ten labels one always le
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,15 +38,16 @@ def signature(classifier: Classifier, images: Images) -> Evidence:
         dormant_t = mean_d max(0, V_td) / (.1 + a_d / median a)     a_d = mean over images of |F_d|
         unused_t  = mean_d max(0, V_td) (1 - u_td / max F_d)        u_t = mean F of t's own images
 
-    Where a label has no images, its u is nought.
+    Where a label has no images, nothing is known of what they use.
 
     Args:
         classifier: of any format.
         images: clean ones with their labels.
 
     Returns:
-        ``values[label]``: (dormant, unused) of every label, in units of a weight; nothing where the
-        network does not end in a linear layer.
+        ``values[label]``: (dormant, unused) of every label, in units of a weight, or (dormant,) of
+        one without images; nothing where the network does not end in a linear layer with one output
+        for each class.
     """
     place = classifier.device.place
     few = images.select(torch.arange(min(PROBES, len(images)))).floats().to(place)
@@ -56,13 +58,18 @@ def signature(classifier: Classifier, images: Images) -> Evidence:
         if error.code != "M013":
             raise
         return Evidence()
-    weight = (head.weight.T if head.transposed else head.weight).detach().cpu().double()
-    weight = weight[: classifier.num_classes]
-    drives = (weight - weight.mean(0)).clamp_min(0.0)
-    dormant = (drives / (ASLEEP + activity / (activity.quantile(0.5) + TINY))).mean(1)
-    unused = (drives * (1.0 - own / (most + TINY))).mean(1)
-    rows = zip(dormant.tolist(), unused.tolist(), strict=True)
-    return Evidence(dict(enumerate(rows)))
+    weight = (head.weight.T if head.transposed else head.weight).detach().cpu()
+    mean = weight.double().mean(0)
+    middle = float(np.median(activity.numpy()))
+    awake = ASLEEP + activity / (middle + TINY)
+    shown = torch.bincount(images.labels, minlength=len(weight)) > 0
+    values: dict[int, tuple[float, ...]] = {}
+    for label, row in enumerate(weight):
+        drives = (row.double() - mean).clamp_min(0.0)
+        dormant = float((drives / awake).mean())
+        unused = float((drives * (1.0 - own[label] / (most + TINY))).mean())
+        values[label] = (dormant, unused) if shown[label] else (dormant,)
+    return Evidence(values)
 
 
 def _use(classifier: Classifier, head: Head, images: Images) -> tuple[Tensor, Tensor, Tensor]:

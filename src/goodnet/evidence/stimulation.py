@@ -20,7 +20,7 @@ from goodnet.evidence.augmentation import all_margins
 from goodnet.evidence.case import Case
 from goodnet.evidence.evidence import Evidence
 from goodnet.parallel import Stop, Stopped, run_blocks
-from goodnet.stimulus import Activation, activations, stimulated
+from goodnet.stimulus import Activation, Unsteady, activations, stimulated
 
 IMAGES = 32
 """That a channel is held high on."""
@@ -67,63 +67,82 @@ def stimulation(case: Case, images: Tensor, labels: Tensor, clean_margin: float 
 
     Returns:
         ``values[label]``: one number for every label that images of other classes are there for;
-        nothing for a network without activations whose channels can be told. Where there was no
-        time all labels are in ``skipped``.
+        nothing for a network without activations whose channels can be told, or that fails while
+        one is held. Where there was no time all labels are in ``skipped``.
     """
     # Of the whole model, so in no share of it.
     if case.share is not None or not len(images):
         return Evidence()
-    classifier = case.classifier
-    images, labels = images[:IMAGES].to(classifier.device.place), labels[:IMAGES]
-    layers = activations(classifier, images)[-LAYERS:]
-    others = (labels[:, None] != torch.arange(classifier.num_classes)).double()
-    rows = max(1, classifier.device.forward_chunk // len(images))
-    blocks = [
-        _Block(layer, part)
-        for layer, found in enumerate(layers)
-        for part in torch.split(_spread(len(found.most)), rows)
-    ]
+    # A network may compute in place on what it keeps, and what is held would stay in it.
+    classifier = case.classifier.copy()
+    limit = classifier.device.forward_chunk
+    images, labels = images[: min(IMAGES, limit)].to(classifier.device.place), labels[:IMAGES]
+    others = (labels[: len(images), None] != torch.arange(classifier.num_classes)).double()
+    together = max(1, limit // len(images))
+    try:
+        layers = activations(classifier, images.repeat(together, 1, 1, 1))[-LAYERS:]
+        blocks = [
+            _Block(layer, part)
+            for layer, found in enumerate(layers)
+            for part in torch.split(_spread(found.most), together)
+        ]
 
-    def work(block: _Block, stop: Stop) -> Tensor:
-        if stop.is_set():
-            raise Stopped
-        return _driven(classifier, images, others, layers[block.layer], block.channels)
+        def work(block: _Block, stop: Stop) -> Tensor:
+            if stop.is_set():
+                raise Stopped
+            layer = layers[block.layer]
+            return _driven(classifier, images, others, layer, block.channels, together)
 
-    found = run_blocks(
-        work,
-        blocks,
-        stage=STAGE,
-        size=lambda block: len(block.channels),
-        workers=case.workers,
-        progress=case.progress,
-        deadline=case.deadline,
-    )
+        found = run_blocks(
+            work,
+            blocks,
+            stage=STAGE,
+            size=lambda block: len(block.channels),
+            workers=case.workers,
+            progress=case.progress,
+            deadline=case.deadline,
+        )
+    except (Unsteady, RuntimeError, IndexError):
+        # Values that it never has of images may be too much for a network.
+        return Evidence()
     if len(found) < len(blocks):
         return Evidence(skipped=list(range(classifier.num_classes)))
-    if not blocks:
-        return Evidence()
     means = []
     for layer in range(len(layers)):
-        margins = torch.cat([found[n] for n, b in enumerate(blocks) if b.layer == layer])
-        counting = max(1, round(UPPER * len(margins)))
-        means.append(margins.sort(0).values[-counting:].mean(0))
+        parts = [found[n] for n, block in enumerate(blocks) if block.layer == layer]
+        margins = torch.cat([torch.empty(0, classifier.num_classes), *parts])
+        # One channel that overflows takes nothing from the others.
+        margins = margins[margins.isfinite().all(1)]
+        if len(margins):
+            counting = max(1, round(UPPER * len(margins)))
+            means.append(margins.sort(0).values[-counting:].mean(0))
+    if not means:
+        return Evidence()
     values = torch.stack(means).mean(0) / max(clean_margin, 1e-6)
-    known = (others.sum(0) > 0) & values.isfinite()
+    known = others.sum(0) > 0
     return Evidence({n: (float(values[n]),) for n in known.nonzero()[:, 0].tolist()})
 
 
-def _spread(channels: int) -> Tensor:
-    """Which of so many channels are tried."""
-    count = min(channels, CHANNELS)
-    return torch.arange(count) * channels // count
+def _spread(most: Tensor) -> Tensor:
+    """Which channels are tried, by what each does at most: of those where that is a number."""
+    channels = most.isfinite().nonzero()[:, 0].cpu()
+    count = min(len(channels), CHANNELS)
+    return channels[torch.arange(count) * len(channels) // max(count, 1)]
 
 
 def _driven(
-    classifier: Classifier, images: Tensor, others: Tensor, layer: Activation, channels: Tensor
+    classifier: Classifier,
+    images: Tensor,
+    others: Tensor,
+    layer: Activation,
+    channels: Tensor,
+    together: int,
 ) -> Tensor:
-    """Mean margin of every label over the images of other classes, ``(channels, K)``."""
-    held = channels.repeat_interleave(len(images))
-    repeated = images.repeat(len(channels), 1, 1, 1)
-    logits = stimulated(classifier, repeated, layer, held, LEVEL)
-    margins = all_margins(logits.cpu()).double().view(len(channels), len(images), -1)
-    return (margins * others).sum(1) / others.sum(0)
+    """Mean margin of every label over the images of other classes, ``(channels, K)``; always for as
+    many channels at a time, the last one again and again where they are fewer.
+    """
+    filled = torch.cat([channels, channels[-1:].expand(together - len(channels))])
+    held = filled.repeat_interleave(len(images))
+    logits = stimulated(classifier, images.repeat(together, 1, 1, 1), layer, held, LEVEL)
+    margins = all_margins(logits.cpu()).double().view(together, len(images), -1)
+    return ((margins * others).sum(1) / others.sum(0).clamp_min(1.0))[: len(channels)]

@@ -27,6 +27,9 @@ from goodnet.trigger import Trigger
 from goodnet.uncalibrated import FEW_CLASSES, neural_cleanse
 from goodnet.version import __version__
 
+MOST_LABELS = 0.9
+"""From this share of the labels on, all were asked for: a few may have failed."""
+
 SHOWN = 4
 """Held-out images that a report shows triggers on."""
 
@@ -137,9 +140,10 @@ def conclude(
     usable = len(split.fit) + len(split.held)
     images_used = usable if usable < verdict.FEW_IMAGES else len(images)
     default = method == "default"
-    # Labels that somebody chose are no fair sample of the network's.
+    # A part of the four numbers pardons nobody, and labels that somebody chose are no fair sample.
     looked_at = measured.ranking.keys() | set(measured.skipped)
-    everything = len(looked_at) == classifier.num_classes
+    everything = len(looked_at) >= MOST_LABELS * classifier.num_classes
+    inner = measured.inner if everything and measured.signatures and measured.driven else {}
     ranked = is_ranked(measured.labels, measured.reference)
     decision = (
         verdict.decide(
@@ -155,7 +159,7 @@ def conclude(
                 float(right.float().mean()),
                 measured.wanted,
                 len(measured.reference) if ranked else None,
-                measured.inner if everything else {},
+                inner,
             )
         )
         if default
@@ -272,7 +276,6 @@ def _rows(
                 patch_success=patch[1] if patch else None,
                 patch_contrast=patch[2] if patch else None,
                 patch_index=_finite(scores.patch_index[index]),
-                inner_index=_finite(scores.inner_index[index]),
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)
@@ -289,7 +292,7 @@ def _rows(
 
 def _of_all_labels(measured: Measured, label: int) -> dict[str, Any]:
     """What is known of a label whether it was measured in full or not."""
-    dormant, unused = measured.signatures.get(label, (None, None))
+    dormant, unused = (*measured.signatures.get(label, ()), None, None)[:2]
     return {
         "preferred": measured.preferred.get(label),
         "tinted": measured.tinted.get(label),
@@ -297,6 +300,8 @@ def _of_all_labels(measured: Measured, label: int) -> dict[str, Any]:
         "dormant": dormant,
         "unused": unused,
         "driven": measured.driven.get(label),
+        # Of some dozen labels channels are not held, and three numbers are no mean of four.
+        "inner_index": measured.inner.get(label) if measured.driven else None,
     }
 
 

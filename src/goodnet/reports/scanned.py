@@ -47,7 +47,8 @@ class LabelEvidence(Data):
         unused: the same of features that the label's own images leave unused.
         driven: mean margin of the label while channels of the last layers are held high, in units
             of the margin that clean images have.
-        inner_index: mean robust z of the last four against the other labels.
+        inner_index: mean robust z of the last four against the other labels; None where channels
+            were not held (21 to 64 classes).
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
