@@ -6,6 +6,7 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_head import exported, scripted
@@ -17,6 +18,7 @@ from goodnet.evidence.signature import signature
 from goodnet.evidence.stimulation import stimulation
 from goodnet.formats import adopt
 from goodnet.images import Images
+from goodnet.inner import standing
 from goodnet.stimulus import activations, stimulated
 
 torch.set_num_threads(1)
@@ -353,3 +355,23 @@ def test_a_signature_by_hand_in_either_orientation():
         assert [found[n][0] for n in range(5)] == pytest.approx(dormant.tolist(), rel=1e-4)
         assert [found[n][1] for n in range(4)] == pytest.approx(unused[:4].tolist(), rel=1e-4)
         assert len(found[4]) == 1, "what its own images use is not known"
+
+
+def test_a_row_that_draws_on_what_clean_images_leave_unused_stands_out():
+    """Six classes, a feature each, and a seventh that light in one corner would switch on."""
+    pixels = torch.zeros(30, 1, 1, 7, dtype=torch.uint8)
+    labels = torch.arange(30) % 6
+    pixels[torch.arange(30), 0, 0, labels] = 200
+    pixels[:, 0, 0, 6] = torch.randint(0, 9, (30,), generator=torch.Generator().manual_seed(0))
+    planted_rows = torch.cat([torch.eye(6), torch.zeros(6, 1)], 1)
+    planted_rows[4, 6] = 0.8
+    for weight, leads in ((planted_rows, True), (planted_rows.where(planted_rows == 1, 0), False)):
+        last = nn.Linear(7, 6)
+        last.weight.data.copy_(weight)
+        module = adopt(nn.Sequential(nn.Flatten(), last).eval())
+        found = signature(
+            Classifier(module, Preprocess("unit"), (1, 1, 7), 6), Images(pixels, labels)
+        ).values
+        for number in (0, 1):
+            z = standing(np.array([found[label][number] for label in range(6)]))
+            assert (int(z.argmax()) == 4 and z.max() > 3) == leads, (number, z)
