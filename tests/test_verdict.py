@@ -219,7 +219,7 @@ def test_of_many_labels_a_target_also_leads_by_what_the_network_itself_tells():
     first = decide(replace(ranked(planted), inner=inner | {0: 9.0}))
     assert (first.verdict, first.targets, first.p_value) == ("backdoored", [0], None)
     assert "first 12 of 1,283" in first.reasons[0]
-    # Among the first fifth, as a clean network's leader may be.
+    # Among the first third, as a clean network's leader may be.
     middle = decide(replace(ranked(planted), inner=inner | {0: 1.5}))
     assert (middle.verdict, middle.targets, middle.suspects[0]) == ("suspicious", [], 0)
     # Of a hundred labels nobody can be one of a hundredth: three are let in.

@@ -1,7 +1,8 @@
 """What a network tells of its labels by itself: one number of four, each against the other labels.
 
-None of them changes an image. In clean networks they do not go with what changed images show (see
-``benchmarks/HISTORY.md``), so that they tell a planted label from one that is easy by nature.
+None of them changes an image. In clean networks of few classes they do not go with what changed
+images show, so that they tell a planted label from one that is easy by nature; of 610 faces they do
+(see ``benchmarks/HISTORY.md``).
 """
 
 from __future__ import annotations

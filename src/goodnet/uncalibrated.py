@@ -41,7 +41,7 @@ FOREMOST, FIRST = 0.01, 3
 """What a label that leads many has to be by what the network itself tells: of the first hundredth,
 or of the first three. Whoever knows of it can push other labels before his target; then the model
 is suspicious, no more. It is no p-value: of a clean network of 610 faces the labels that lead by
-score lie in the first fifth by this as well, not anywhere."""
+score lie in the first third by this as well, not anywhere."""
 
 
 def by_index(found: Findings, missing: str) -> Decision:

@@ -41,7 +41,8 @@ LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
 TELLING = 2.0
-"""The same for what the network itself tells, the mean of four indices."""
+"""The same for what the network itself tells, the mean of four indices: 26 labels of 92 clean
+networks come so far."""
 
 FOREIGN = 1.0
 """The same for a colour filter: of 92 clean networks one has a label that comes so far."""
