@@ -230,7 +230,7 @@ def looks(scores: Scores, label: int) -> str:
     if tinted:
         heard += f", colour filter {scores.tint_index[place]:.1f}"
     if inner >= TELLING:
-        heard += f", the network itself {inner:.1f}"
+        heard += f"; the network itself {inner:.1f}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
 
 
