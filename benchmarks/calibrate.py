@@ -22,6 +22,7 @@ from records import ELSEWHERE, RESULTS, truths
 
 import goodnet
 from goodnet.inner import inner_index
+from goodnet.reports import Family
 from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
 from goodnet.tables import FILE, ReferenceModel, Tables
 
@@ -62,6 +63,7 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
         name=record["model"],
         num_classes=record["num_classes"],
         batch_norm=record["batch_norm"],
+        family=FAMILIES.get(record["model"].split("-")[1], "plain"),
         images=record["images"],
         accuracy=round(accuracy, 4),
         ranked=ranked,
@@ -77,6 +79,10 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
             )
         ),
     )
+
+
+FAMILIES: dict[str, Family] = {"separable": "depthwise", "vit": "layer norm"}
+"""Of the zoo's architectures; the others are plain."""
 
 
 def measured_later(folder: Path, record: dict[str, Any]) -> dict[str, Any]:

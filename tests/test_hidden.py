@@ -322,21 +322,24 @@ def test_networks_without_such_features_say_nothing():
     assert sorted(stimulation(Case(odd, images, same), images, same).values) == [1, 2, 3, 4]
 
 
+class Bare(nn.Module):
+    """A last layer whose features are four pixels, moved down."""
+
+    def __init__(self, weight, *, transposed=False, down=0.0):
+        super().__init__()
+        self.kernel = nn.Parameter(weight.T.clone() if transposed else weight.clone())
+        self.transposed, self.down = transposed, down
+
+    def forward(self, x):
+        kept = x[:, 0, 0, :4] - self.down
+        if self.transposed:
+            return torch.matmul(kept, self.kernel)
+        return torch.nn.functional.linear(kept, self.kernel)
+
+
 def test_a_signature_by_hand_in_either_orientation():
     torch.manual_seed(2)
     weight, features = torch.randn(5, 4), torch.rand(6, 4)
-
-    class Head(nn.Module):
-        def __init__(self, *, transposed: bool):
-            super().__init__()
-            self.kernel = nn.Parameter(weight.T.clone() if transposed else weight.clone())
-            self.transposed = transposed
-
-        def forward(self, x):
-            kept = x[:, 0, 0, :4]
-            if self.transposed:
-                return torch.matmul(kept, self.kernel)
-            return torch.nn.functional.linear(kept, self.kernel)
 
     images = torch.zeros(6, *SHAPE)
     images[:, 0, 0, :4] = features
@@ -350,11 +353,30 @@ def test_a_signature_by_hand_in_either_orientation():
     )
     unused = (drives * (1 - own / features.amax(0))).mean(1)
     for transposed in (False, True):
-        model = classifier(adopt(Head(transposed=transposed).eval()))
+        model = classifier(adopt(Bare(weight, transposed=transposed).eval()))
         found = signature(model, Images(images, labels)).values
         assert [found[n][0] for n in range(5)] == pytest.approx(dormant.tolist(), rel=1e-4)
         assert [found[n][1] for n in range(4)] == pytest.approx(unused[:4].tolist(), rel=1e-4)
         assert len(found[4]) == 1, "what its own images use is not known"
+
+
+def test_signed_features_drive_a_label_from_both_sides_by_hand():
+    torch.manual_seed(4)
+    weight, features = torch.randn(5, 4), torch.rand(12, 4)
+    images = torch.zeros(12, *SHAPE)
+    images[:, 0, 0, :4] = features
+    labels = torch.arange(12) % 5
+    moved = features - 0.5
+    lead = weight - weight.mean(0)
+    own = torch.stack([moved[labels == k].mean(0) for k in range(5)])
+    # How far the logit of each label would rise, every feature where it suits the label best.
+    best = torch.where(lead > 0, moved.amax(0), moved.amin(0))
+    room = ((best - own) * lead).mean(1)
+    found = signature(classifier(adopt(Bare(weight, down=0.5).eval())), Images(images, labels))
+    assert [found.values[n][1] for n in range(5)] == pytest.approx(room.tolist(), rel=1e-4)
+    # What is hardly ever below nought has its rest there.
+    found = signature(classifier(adopt(Bare(weight, down=0.01).eval())), Images(images, labels))
+    assert found.values[0][1] != pytest.approx(room[0].item(), rel=1e-2)
 
 
 def test_a_row_that_draws_on_what_clean_images_leave_unused_stands_out():

@@ -28,7 +28,7 @@ LAYERS = (
     {"scores", "tables"},
     {"inner"},
     {"statistics", "calibration"},
-    {"inversion", "perturbation", "patches", "head", "stimulus", "attacks"},
+    {"inversion", "perturbation", "patches", "head", "stimulus", "family", "attacks"},
     {"preprocess"},
     {"reports"},
     {"trigger", "classifier", "images", "parallel", "warp", "colours", "watching"},

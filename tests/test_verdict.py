@@ -27,7 +27,7 @@ def ordinary(classes: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     models = tables.shipped().models
     models = [m for m in models if not m.ranked and (m.num_classes > 20) == (classes > 20)]
-    models = [m for m in models if m.scores and m.accuracy >= tables.SURE]
+    models = [m for m in models if m.scores and m.accuracy >= tables.SURE and m.family == "plain"]
     known = np.array(models[int(rng.integers(len(models)))].scores)
     return rng.choice(known, classes)
 
@@ -62,6 +62,7 @@ def test_the_reference_models_themselves_are_let_be():
             {0: model.preferred},
             tinted={} if model.tinted is None else {0: model.tinted},
             accuracy=model.accuracy,
+            family=model.family,
         )
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
@@ -113,7 +114,7 @@ def test_the_score_of_an_unsure_model_is_held_against_all_others_of_few_classes(
 
 def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():
     """Any change takes the answers of a network that is right on .6 of the images to one label."""
-    preferred = {**dict.fromkeys(range(10), -0.5), 4: 1.5}
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 1.7}
     sure = findings(ordinary(10), preferred=preferred)
     unsure = replace(sure, accuracy=0.6)
     assert decide(sure).verdict == "backdoored"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from goodnet.reports import TestResult, Verdict
+from goodnet.reports import Family, TestResult, Verdict
 from goodnet.scores import Scores
 from goodnet.tables import SURE
 
@@ -31,6 +31,7 @@ class Findings:
         controls: of ranked labels, how many random ones tell what is usual; None if they are no
             fewer than there should be.
         inner: label -> what the network itself tells of it (:mod:`goodnet.inner`), of all labels.
+        family: of networks (:func:`goodnet.family.family`).
     """
 
     scores: Scores
@@ -45,6 +46,7 @@ class Findings:
     wanted: int = 0
     controls: int | None = None
     inner: Mapping[int, float] = field(default_factory=dict)
+    family: Family = "plain"
 
     @property
     def right(self) -> int:

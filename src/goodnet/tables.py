@@ -13,6 +13,7 @@ from importlib import resources
 from pydantic import BaseModel, ConfigDict
 
 from goodnet.calibration import Maxima, Reference, maxima, reference
+from goodnet.reports import Family
 from goodnet.scores import HANDFUL
 
 FILE = "calibration.json"
@@ -25,6 +26,7 @@ class ReferenceModel(BaseModel):
         name: of the model in the zoo.
         num_classes: K.
         batch_norm: whether the network has such layers.
+        family: of networks, see :func:`goodnet.family.family`.
         images: clean images that the scan had.
         accuracy: the model's, on images that nobody trained or scanned with.
         ranked: whether there were so many labels that they were ranked first; then the score is
@@ -42,6 +44,7 @@ class ReferenceModel(BaseModel):
     name: str
     num_classes: int
     batch_norm: bool
+    family: Family
     images: int
     accuracy: float
     ranked: bool
@@ -75,7 +78,7 @@ SURE = 0.7
 """A model that is right less often is unsure of everything: small changes of the images take its
 answers to one label. By these it is held against unsure models. (Reference models are right on .52
 to .67, or on .77 and more. By the score they do not differ: the highest is 2.4 in the mean of 28
-unsure models of few classes, and 2.5 of 64 others.)"""
+unsure models of few classes, and of 79 others.)"""
 
 TINTED_TAIL = 0.4
 """Of most clean models the number under a colour filter is nought or nearly so, and it does not
@@ -130,14 +133,16 @@ def _kind(num_classes: int, ranked: bool) -> str:
     return "ranked" if ranked else "few classes" if num_classes <= HANDFUL else "some classes"
 
 
-def _alike(num_classes: int, ranked: bool) -> list[ReferenceModel]:
+def _alike(num_classes: int, ranked: bool, family: Family) -> list[ReferenceModel]:
+    """The models that a model's scores are held against: of few classes those of its own family."""
     kind = _kind(num_classes, ranked)
-    return [m for m in shipped().models if _kind(m.num_classes, m.ranked) == kind]
+    alike = [m for m in shipped().models if _kind(m.num_classes, m.ranked) == kind]
+    return [m for m in alike if m.family == family] if kind == "few classes" else alike
 
 
 @lru_cache(maxsize=64)
 def of_models(
-    num_classes: int, ranked: bool, sure: bool = True
+    num_classes: int, ranked: bool, sure: bool = True, family: Family = "plain"
 ) -> dict[str, Maxima | Reference | None]:
     """What the statistics of whole models are, by their names in :class:`ReferenceModel`.
 
@@ -146,9 +151,11 @@ def of_models(
         ranked: whether the score is that of labels that were ranked first. The other statistics are
             held against all models that were not: those of many classes do not come near them.
         sure: whether the model is right often, see :data:`SURE`.
+        family: of networks. Only the score is keyed by it: in the other statistics families do not
+            differ by more than chance.
     """
     models = [model for model in shipped().models if not model.ranked]
-    alike = [m for m in _alike(num_classes, ranked) if m.highest is not None]
+    alike = [m for m in _alike(num_classes, ranked, family) if m.highest is not None]
     warped = [model for model in models if model.warped is not None]
     return {
         "highest": maxima([m.highest or 0.0 for m in alike], [m.num_classes for m in alike]),
@@ -162,14 +169,22 @@ def of_models(
 
 
 @lru_cache(maxsize=64)
-def of_labels(num_classes: int, ranked: bool) -> Reference | None:
+def of_labels(num_classes: int, ranked: bool, family: Family = "plain") -> Reference | None:
     """What the scores of single labels are."""
-    return reference([model.scores for model in _alike(num_classes, ranked)])
+    return reference([model.scores for model in _alike(num_classes, ranked, family)])
 
 
-def in_words(num_classes: int, ranked: bool) -> str:
+_WORDS: dict[Family, str] = {
+    "plain": "",
+    "depthwise": " with depthwise convolutions",
+    "layer norm": " with layer norm",
+}
+
+
+def in_words(num_classes: int, ranked: bool, family: Family = "plain") -> str:
     """What a p-value rests on."""
-    models = [m for m in _alike(num_classes, ranked) if m.highest is not None]
+    models = [m for m in _alike(num_classes, ranked, family) if m.highest is not None]
     least, most = (f(m.num_classes for m in models) for f in (min, max))
     told = f"{least}" if least == most else f"{least} to {most}"
-    return f"by scans of {len(models)} clean models of {told} classes"
+    like = _WORDS[family] if _kind(num_classes, ranked) == "few classes" else ""
+    return f"by scans of {len(models)} clean models of {told} classes{like}"

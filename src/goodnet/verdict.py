@@ -41,11 +41,11 @@ LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
 TELLING = 2.0
-"""The same for what the network itself tells, the mean of four indices: 26 labels of 92 clean
+"""The same for what the network itself tells, the mean of four indices: 25 labels of 107 clean
 networks come so far."""
 
 FOREIGN = 1.0
-"""The same for a colour filter: of 92 clean networks one has a label that comes so far."""
+"""The same for a colour filter: of 107 clean networks one has a label that comes so far."""
 
 
 def decide(found: Findings) -> Decision:
@@ -62,7 +62,7 @@ def decide(found: Findings) -> Decision:
 
 
 def _by_p_value(found: Findings) -> Decision:
-    known = tables.of_models(found.compared, found.ranked, found.sure)
+    known = tables.of_models(found.compared, found.ranked, found.sure, found.family)
     scores = found.scores
     highest = float(np.nanmax(scores.score)) if len(scores.labels) else math.nan
     preferred = max((*found.preferred.values(), tables.UNSURE)) if found.preferred else math.nan
@@ -89,12 +89,12 @@ def _by_p_value(found: Findings) -> Decision:
             )
         )
     p_value = combine([test.p_value for test in tests], [test.weight for test in tests])
-    single = tables.of_labels(found.compared, found.ranked)
+    single = tables.of_labels(found.compared, found.ranked, found.family)
     label_p = {
         label: single.survival(score) if single else math.nan
         for label, score in zip(scores.labels, scores.score.tolist(), strict=True)
     }
-    calibration = tables.in_words(found.compared, found.ranked)
+    calibration = tables.in_words(found.compared, found.ranked, found.family)
     verdict: Verdict = "clean"
     if p_value is not None and p_value <= SUSPICIOUS:
         verdict = "backdoored" if p_value <= BACKDOORED else "suspicious"
@@ -120,7 +120,7 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
-    highest = tables.of_models(found.compared, found.ranked, found.sure)["highest"]
+    highest = tables.of_models(found.compared, found.ranked, found.sure, found.family)["highest"]
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
 
     def alone(label: int) -> float:

@@ -24,6 +24,10 @@ ASLEEP = 0.1
 """What a feature's activity is added to, in units of the median one's: below a tenth of that it
 makes no difference how dormant a feature is."""
 
+SIGNED = 0.25
+"""Features are signed where they go below nought by more than this share of how far they go above
+it (in the median), as behind a layer norm: then a label is driven from both sides."""
+
 PROBES = 8
 """Images by which the last layer is found."""
 
@@ -38,6 +42,11 @@ def signature(classifier: Classifier, images: Images) -> Evidence:
         dormant_t = mean_d max(0, V_td) / (.1 + a_d / median a)     a_d = mean over images of |F_d|
         unused_t  = mean_d max(0, V_td) (1 - u_td / max F_d)        u_t = mean F of t's own images
 
+    Signed features have no nought to be unused at. There it is the room that is left, how much
+    further the label's logit would go with every feature at the end of its range that suits it::
+
+        unused_t = mean_d [ max(0, V_td) (max F_d - u_td) + max(0, -V_td) (u_td - min F_d) ]
+
     Where a label has no images, nothing is known of what they use.
 
     Args:
@@ -45,15 +54,15 @@ def signature(classifier: Classifier, images: Images) -> Evidence:
         images: clean ones with their labels.
 
     Returns:
-        ``values[label]``: (dormant, unused) of every label, in units of a weight, or (dormant,) of
-        one without images; nothing where the network does not end in a linear layer with one output
-        for each class.
+        ``values[label]``: (dormant, unused) of every label, in units of a weight (the room is one
+        of a logit), or (dormant,) of one without images; nothing where the network does not end in
+        a linear layer with one output for each class.
     """
     place = classifier.device.place
     few = images.select(torch.arange(min(PROBES, len(images)))).floats().to(place)
     try:
         head = find_head(classifier, few)
-        activity, own, most = _use(classifier, head, images)
+        activity, own, least, most = _use(classifier, head, images)
     except GoodnetError as error:
         if error.code != "M013":
             raise
@@ -62,29 +71,37 @@ def signature(classifier: Classifier, images: Images) -> Evidence:
     mean = weight.double().mean(0)
     middle = float(np.median(activity.numpy()))
     awake = ASLEEP + activity / (middle + TINY)
+    signed = bool((-least / most.clamp_min(TINY)).median() > SIGNED)
     shown = torch.bincount(images.labels, minlength=len(weight)) > 0
     values: dict[int, tuple[float, ...]] = {}
     for label, row in enumerate(weight):
-        drives = (row.double() - mean).clamp_min(0.0)
+        lead = row.double() - mean
+        drives = lead.clamp_min(0.0)
         dormant = float((drives / awake).mean())
-        unused = float((drives * (1.0 - own[label] / (most + TINY))).mean())
+        if signed:
+            room = drives * (most - own[label]) - lead.clamp_max(0.0) * (own[label] - least)
+        else:
+            room = drives * (1.0 - own[label] / (most + TINY))
+        unused = float(room.mean())
         values[label] = (dormant, unused) if shown[label] else (dormant,)
     return Evidence(values)
 
 
-def _use(classifier: Classifier, head: Head, images: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the features: mean size ``(D,)``, mean over each label's images ``(K, D)``, and the
-    largest ``(D,)``; a few images at a time, as features can be as many as pixels.
+def _use(classifier: Classifier, head: Head, images: Images) -> tuple[Tensor, ...]:
+    """Of the features: mean size ``(D,)``, mean over each label's images ``(K, D)``, the least and
+    the largest ``(D,)``; a few images at a time, as features can be as many as pixels.
     """
     width = head.weight.shape[0] if head.transposed else head.weight.shape[1]
     sizes = torch.zeros(width, dtype=torch.float64)
     most = torch.full((width,), -torch.inf, dtype=torch.float64)
+    least = -most
     sums = torch.zeros(classifier.num_classes, width, dtype=torch.float64)
     for places in torch.split(torch.arange(len(images)), classifier.device.forward_chunk):
         part = images.select(places)
         features = head.features(part.floats().to(classifier.device.place)).cpu().double()
         sizes += features.abs().sum(0)
         most = torch.maximum(most, features.amax(0))
+        least = torch.minimum(least, features.amin(0))
         sums.index_add_(0, part.labels, features)
     counts = torch.bincount(images.labels, minlength=classifier.num_classes)
-    return sizes / len(images), sums / counts.clamp_min(1)[:, None], most
+    return sizes / len(images), sums / counts.clamp_min(1)[:, None], least, most

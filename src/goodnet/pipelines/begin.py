@@ -16,12 +16,14 @@ from goodnet.evidence import Case
 from goodnet.evidence.lean import lean
 from goodnet.evidence.signature import signature
 from goodnet.evidence.store import open_store
+from goodnet.family import family
 from goodnet.images import Images
 from goodnet.parallel import Progress
 from goodnet.pipelines.conclude import Split
 from goodnet.pipelines.load import quicker, weights_sha256
 from goodnet.pipelines.placing import PROBES, in_half, threads
 from goodnet.preprocess import check_chance
+from goodnet.reports import Family
 from goodnet.version import __version__
 
 METHODS = ("default", "neural-cleanse")
@@ -45,6 +47,7 @@ class Begun:
         signatures: label -> how far its row of the last layer draws on what clean images do not
             use, by two numbers (:mod:`goodnet.evidence.signature`); empty where there is no such
             layer.
+        family: of networks, which its scores are held against.
         wanted: the labels to look at.
         clean_margin: as of :class:`goodnet.pipelines.conclude.Measured`.
         images: how many there are.
@@ -55,6 +58,7 @@ class Begun:
     right: Tensor
     leaning: dict[int, float]
     signatures: dict[int, tuple[float, ...]]
+    family: Family
     wanted: list[int]
     clean_margin: float
     images: int
@@ -106,7 +110,10 @@ def begin(
     leaning = lean(answers[right], images.labels[right]).values
     leaning_to = {label: row[0] for label, row in leaning.items()}
     signatures = signature(classifier, images).values if method == "default" else {}
-    return Begun(case, split, right, leaning_to, signatures, wanted, clean_margin, len(images))
+    kind = family(classifier, images.select(torch.arange(1)).floats().to(place))
+    return Begun(
+        case, split, right, leaning_to, signatures, kind, wanted, clean_margin, len(images)
+    )
 
 
 def _check_gradients(classifier: Classifier, images: Images) -> None:

@@ -20,7 +20,15 @@ from goodnet.evidence.warp_margin import REACHES
 from goodnet.findings import Decision, Findings
 from goodnet.images import Images
 from goodnet.inner import inner_index
-from goodnet.reports import DataRef, LabelEvidence, ModelRef, Proportion, ScanReport, Verdict
+from goodnet.reports import (
+    DataRef,
+    Family,
+    LabelEvidence,
+    ModelRef,
+    Proportion,
+    ScanReport,
+    Verdict,
+)
 from goodnet.scores import Raw, Scores, combine, corroborated, is_ranked
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
@@ -72,6 +80,7 @@ class Measured:
         clean_margin: the median difference between the two largest logits of a clean image.
         wanted: how many labels were to be measured in full, if there was not time for all; 0 for
             those that were.
+        family: of networks.
     """
 
     labels: list[int]
@@ -92,6 +101,7 @@ class Measured:
     driven: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
     wanted: int = 0
+    family: Family = "plain"
 
     def scores(self) -> Scores:
         """The labels' scores against what is usual in this network."""
@@ -160,6 +170,7 @@ def conclude(
                 measured.wanted,
                 len(measured.reference) if ranked else None,
                 inner,
+                measured.family,
             )
         )
         if default
@@ -343,6 +354,7 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
     }
     if method == "default":
         settings["clean_margin"] = measured.clean_margin
+        settings["family"] = measured.family
     if not math.isnan(measured.permutation.statistic):
         settings["permutation"] = measured.permutation.statistic
         settings["permutation_changes"] = measured.permutation.flipped

@@ -283,4 +283,5 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         {label: row[0] for label, row in driven.values.items()},
         clean_margin,
         tested,
+        begun.family,
     )

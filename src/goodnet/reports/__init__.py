@@ -5,6 +5,7 @@ from __future__ import annotations
 from goodnet.reports.base import (
     Data,
     DataRef,
+    Family,
     FileRef,
     ModelRef,
     Proportion,
@@ -31,6 +32,7 @@ __all__ = [
     "Data",
     "DataRef",
     "Evaluation",
+    "Family",
     "FileRef",
     "FilterReport",
     "FleetReport",

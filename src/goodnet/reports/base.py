@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -14,6 +14,11 @@ def _readable(value: object) -> object:
 
 Name = Annotated[str, BeforeValidator(_readable)]
 """A text that may come from a file system, where names are bytes: what is no UTF-8 is escaped."""
+
+
+Family = Literal["plain", "depthwise", "layer norm"]
+"""What a network's scores are held against: networks of depthwise convolutions, such as normalise
+features for each image (transformers), all others."""
 
 
 class Data(BaseModel):

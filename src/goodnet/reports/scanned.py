@@ -44,7 +44,8 @@ class LabelEvidence(Data):
             standard deviations of an image's logits.
         dormant: how far the label's row of the last layer draws on features that are small on clean
             images, in units of a weight.
-        unused: the same of features that the label's own images leave unused.
+        unused: the same of features that the label's own images leave unused; of signed features
+            how much further they could raise its logit.
         driven: mean margin of the label while channels of the last layers are held high, in units
             of the margin that clean images have.
         inner_index: mean robust z of the last four against the other labels; None where channels
