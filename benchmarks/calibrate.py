@@ -63,7 +63,7 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
         name=record["model"],
         num_classes=record["num_classes"],
         batch_norm=record["batch_norm"],
-        family=FAMILIES.get(record["model"].split("-")[1], "plain"),
+        family=record["settings"].get("family") or FAMILIES[record["model"].split("-")[1]],
         images=record["images"],
         accuracy=round(accuracy, 4),
         ranked=ranked,
@@ -81,8 +81,10 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
     )
 
 
-FAMILIES: dict[str, Family] = {"separable": "depthwise", "vit": "layer norm"}
-"""Of the zoo's architectures; the others are plain."""
+FAMILIES: dict[str, Family] = {"vit": "transformer"} | dict.fromkeys(
+    ("cnn", "separable", "resnet", "deepid"), "other"
+)
+"""Of the zoo's architectures, for records that do not tell it."""
 
 
 def measured_later(folder: Path, record: dict[str, Any]) -> dict[str, Any]:

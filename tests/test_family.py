@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from goodnet import tables
 from goodnet.attacks.networks import build
@@ -19,12 +20,10 @@ from goodnet.formats import adopt, read_model
 from goodnet.scores import Scores
 from goodnet.verdict import decide
 
-os.environ.setdefault("KERAS_BACKEND", "torch")
-
 torch.set_num_threads(1)
 SHAPE = (3, 16, 16)
-IMAGE = torch.rand(1, *SHAPE)
-KINDS = {"cnn": "plain", "resnet": "plain", "separable": "depthwise", "vit": "layer norm"}
+IMAGE = torch.rand(2, *SHAPE)
+KINDS = {"cnn": "other", "resnet": "other", "separable": "other", "vit": "transformer"}
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS.items())
@@ -42,33 +41,37 @@ def test_a_network_is_told_by_its_operations(name, kind, form, tmp_path):
     assert family(Classifier(module, Preprocess("unit"), SHAPE, 10), IMAGE) == kind
 
 
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [
-        ("DepthwiseConv2D", "depthwise"),
-        ("SeparableConv2D", "depthwise"),
-        ("LayerNormalization", "layer norm"),
-        ("BatchNormalization", "plain"),
-        ("Conv2D", "plain"),
-    ],
-)
-def test_layers_of_keras_are_told_as_well(layer, kind, tmp_path):
-    import keras
+class Attending(nn.Module):
+    """Convolutions, then attention as Keras and older code have it: products and a softmax."""
 
-    keras.utils.set_random_seed(0)
-    options = {"kernel_size": 3} if "Conv" in layer else {}
-    options |= {"filters": 6} if layer in ("SeparableConv2D", "Conv2D") else {}
-    made = keras.Sequential(
-        [
-            keras.Input((16, 16, 3)),
-            getattr(keras.layers, layer)(**options),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10),
-        ]
-    )
-    made.save(tmp_path / "m.keras")
-    model = Classifier(read_model(tmp_path / "m.keras"), Preprocess("unit"), SHAPE, 10)
-    assert family(model, IMAGE) == kind
+    def __init__(self, convolutions: int, attentions: int) -> None:
+        super().__init__()
+        sides = [3] + [8] * convolutions
+        self.stem = nn.Sequential(
+            *(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sides))
+        )
+        self.maps = nn.ModuleList(nn.Linear(8, 24) for _ in range(attentions))
+        self.norm = nn.LayerNorm(8)
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        for part in self.maps:
+            query, key, value = part(self.norm(x)).chunk(3, -1)
+            x = x + (query @ key.transpose(1, 2)).softmax(-1) @ value
+        return self.last(x.mean(1)).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "attentions", "kind"),
+    [(1, 2, "transformer"), (2, 2, "transformer"), (3, 2, "other"), (1, 0, "other")],
+)
+def test_some_attention_in_a_convolutional_network_makes_no_transformer(
+    convolutions, attentions, kind
+):
+    """Nor does a norm or the softmax of its answers: there are no references of such networks."""
+    model = adopt(Attending(convolutions, attentions).eval())
+    assert family(Classifier(model, Preprocess("unit"), SHAPE, 10), IMAGE) == kind
 
 
 def scored(values) -> Findings:
@@ -80,33 +83,43 @@ def scored(values) -> Findings:
 
 
 def test_a_score_counts_for_as_much_as_it_is_rare_in_its_family():
-    found = scored([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 4.6])
-    answers = {
-        kind: decide(replace(found, family=kind)) for kind in ("layer norm", "plain", "depthwise")
-    }
-    p = [answer.p_value for answer in answers.values()]
-    assert p == sorted(p)
-    assert p[0] < 0.2 * p[2]
-    assert answers["layer norm"].targets == [9]
-    assert answers["depthwise"].verdict != "backdoored", "clean ones come to this"
-    assert "layer norm" in answers["layer norm"].calibration
+    found = scored([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 4.0])
+    transformer, other = (decide(replace(found, family=kind)) for kind in ("transformer", "other"))
+    assert transformer.targets == [9]
+    assert other.verdict != "backdoored", "clean ones come to this"
+    assert transformer.p_value < 0.2 * other.p_value
+    assert "transformers" in transformer.calibration
+    assert "without attention" in other.calibration
 
 
 def test_of_dozens_of_classes_families_are_not_told_apart():
     values = np.linspace(0.0, 1.5, 43)
     values[7] = 5.0
     found = scored(values)
-    assert decide(replace(found, family="depthwise")).p_value == decide(found).p_value
+    told = decide(replace(found, family="transformer"))
+    assert told.p_value == decide(found).p_value
+    assert told.calibration == decide(found).calibration
+    assert "transformers" not in told.calibration
 
 
-def test_clean_models_that_the_reference_has_not_seen_are_called_as_rarely_as_stated():
+@pytest.mark.parametrize("kind", ["transformer", "other"])
+def test_clean_models_are_called_as_rarely_as_stated_in_each_family(kind):
     """Each held against the others of its family, itself left out."""
     few = [m for m in tables.shipped().models if m.num_classes <= 20 and m.highest is not None]
+    mine = [m for m in few if m.family == kind]
     p = []
-    for model in few:
-        others = [m for m in few if m.family == model.family and m is not model]
+    for model in mine:
+        others = [m for m in mine if m is not model]
         known = maxima([m.highest for m in others], [m.num_classes for m in others])
         p.append(known.survival(model.highest, model.num_classes))
     assert np.mean(np.array(p) <= 0.01) <= 0.03
-    assert 0.03 <= np.mean(np.array(p) <= 0.1) <= 0.18
+    assert 0.02 <= np.mean(np.array(p) <= 0.1) <= 0.18
     assert 0.35 <= np.mean(np.array(p) <= 0.5) <= 0.65
+
+
+def test_of_both_families_together_transformers_would_hardly_ever_be_suspicious():
+    """What the families are for."""
+    few = [m for m in tables.shipped().models if m.num_classes <= 20 and m.highest is not None]
+    known = maxima([m.highest for m in few], [m.num_classes for m in few])
+    p = [known.survival(m.highest, m.num_classes) for m in few if m.family == "transformer"]
+    assert np.mean(np.array(p) <= 0.5) < 0.35

@@ -27,7 +27,7 @@ def ordinary(classes: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     models = tables.shipped().models
     models = [m for m in models if not m.ranked and (m.num_classes > 20) == (classes > 20)]
-    models = [m for m in models if m.scores and m.accuracy >= tables.SURE and m.family == "plain"]
+    models = [m for m in models if m.scores and m.accuracy >= tables.SURE and m.family == "other"]
     known = np.array(models[int(rng.integers(len(models)))].scores)
     return rng.choice(known, classes)
 

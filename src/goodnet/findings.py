@@ -46,7 +46,7 @@ class Findings:
     wanted: int = 0
     controls: int | None = None
     inner: Mapping[int, float] = field(default_factory=dict)
-    family: Family = "plain"
+    family: Family = "other"
 
     @property
     def right(self) -> int:

@@ -57,6 +57,7 @@ def decide(found: Findings) -> Decision:
         found.images,
         found.right,
         found.ranked,
+        found.family,
     )
     return by_index(found, missing) if missing else _by_p_value(found)
 

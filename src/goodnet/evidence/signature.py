@@ -24,9 +24,10 @@ ASLEEP = 0.1
 """What a feature's activity is added to, in units of the median one's: below a tenth of that it
 makes no difference how dormant a feature is."""
 
-SIGNED = 0.25
+SIGNED = 0.6
 """Features are signed where they go below nought by more than this share of how far they go above
-it (in the median), as behind a layer norm: then a label is driven from both sides."""
+it (in the median), as behind a layer norm: then a label is driven from both sides. Leaky and
+exponential units come to .4."""
 
 PROBES = 8
 """Images by which the last layer is found."""

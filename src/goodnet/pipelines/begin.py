@@ -110,7 +110,8 @@ def begin(
     leaning = lean(answers[right], images.labels[right]).values
     leaning_to = {label: row[0] for label, row in leaning.items()}
     signatures = signature(classifier, images).values if method == "default" else {}
-    kind = family(classifier, images.select(torch.arange(1)).floats().to(place))
+    few = images.select(torch.arange(min(2, len(images)))).floats().to(place)
+    kind = family(classifier, few) if method == "default" else "other"
     return Begun(
         case, split, right, leaning_to, signatures, kind, wanted, clean_margin, len(images)
     )

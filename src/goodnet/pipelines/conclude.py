@@ -29,7 +29,7 @@ from goodnet.reports import (
     ScanReport,
     Verdict,
 )
-from goodnet.scores import Raw, Scores, combine, corroborated, is_ranked
+from goodnet.scores import Raw, Scores, combine, corroborated, is_handful, is_ranked
 from goodnet.statistics import proportion
 from goodnet.trigger import Trigger
 from goodnet.uncalibrated import FEW_CLASSES, neural_cleanse
@@ -101,7 +101,7 @@ class Measured:
     driven: dict[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
     wanted: int = 0
-    family: Family = "plain"
+    family: Family = "other"
 
     def scores(self) -> Scores:
         """The labels' scores against what is usual in this network."""
@@ -354,7 +354,8 @@ def _settings(measured: Measured, split: Split, method: str) -> dict[str, float 
     }
     if method == "default":
         settings["clean_margin"] = measured.clean_margin
-        settings["family"] = measured.family
+        if is_handful(len(measured.labels)):
+            settings["family"] = measured.family
     if not math.isnan(measured.permutation.statistic):
         settings["permutation"] = measured.permutation.statistic
         settings["permutation_changes"] = measured.permutation.flipped

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from goodnet.errors import GoodnetError
 from goodnet.evidence import Share
 from goodnet.reports import Data, FleetResult
+from goodnet.tables import digest
 from goodnet.version import __version__
 
 LABELS = {"default": 256, "neural-cleanse": 16}
@@ -66,7 +67,8 @@ class Job:
         told = {k: v for k, v in asdict(self).items() if k not in places}
         # Of the architecture the function's name: the file is known by its digest.
         told["architecture"] = (self.architecture or "").rpartition(":")[2]
-        return hashlib.sha256(json.dumps([__version__, told], sort_keys=True).encode()).hexdigest()
+        known = [__version__, digest(), told]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

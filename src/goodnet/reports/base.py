@@ -16,9 +16,8 @@ Name = Annotated[str, BeforeValidator(_readable)]
 """A text that may come from a file system, where names are bytes: what is no UTF-8 is escaped."""
 
 
-Family = Literal["plain", "depthwise", "layer norm"]
-"""What a network's scores are held against: networks of depthwise convolutions, such as normalise
-features for each image (transformers), all others."""
+Family = Literal["transformer", "other"]
+"""What a network's score is held against: networks of attention, or all others."""
 
 
 class Data(BaseModel):
