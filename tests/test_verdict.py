@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from goodnet import tables, verdict
+from goodnet.calibration import maxima
 from goodnet.findings import Findings
 from goodnet.scores import Scores
 from goodnet.verdict import decide
@@ -286,3 +287,46 @@ def test_few_images_are_never_called_clean():
     assert verdict.doubts(images=200, measured=2, wanted=2, compared=2)
     assert verdict.doubts(images=200, measured=10, wanted=10, compared=10, cut_off=["tints"])
     assert not verdict.doubts(images=200, measured=10, wanted=10, compared=10)
+
+
+def test_a_score_counts_for_as_much_as_it_is_rare_in_its_family():
+    found = findings([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 4.0])
+    transformer, other = (decide(replace(found, family=kind)) for kind in ("transformer", "other"))
+    assert transformer.targets == [9]
+    assert other.verdict != "backdoored", "clean ones come to this"
+    assert transformer.p_value < 0.2 * other.p_value
+    assert "transformers" in transformer.calibration
+    assert "without attention" in other.calibration
+
+
+def test_of_dozens_of_classes_families_are_not_told_apart():
+    values = np.linspace(0.0, 1.5, 43)
+    values[7] = 5.0
+    found = findings(values)
+    told = decide(replace(found, family="transformer"))
+    assert told.p_value == decide(found).p_value
+    assert told.calibration == decide(found).calibration
+    assert "transformers" not in told.calibration
+
+
+@pytest.mark.parametrize("kind", ["transformer", "other"])
+def test_clean_models_are_called_as_rarely_as_stated_in_each_family(kind):
+    """Each held against the others of its family, itself left out."""
+    few = [m for m in tables.shipped().models if m.num_classes <= 20 and m.highest is not None]
+    mine = [m for m in few if m.family == kind]
+    p = []
+    for model in mine:
+        others = [m for m in mine if m is not model]
+        known = maxima([m.highest for m in others], [m.num_classes for m in others])
+        p.append(known.survival(model.highest, model.num_classes))
+    assert np.mean(np.array(p) <= 0.01) <= 0.03
+    assert 0.02 <= np.mean(np.array(p) <= 0.1) <= 0.18
+    assert 0.35 <= np.mean(np.array(p) <= 0.5) <= 0.65
+
+
+def test_of_both_families_together_transformers_would_hardly_ever_be_suspicious():
+    """What the families are for."""
+    few = [m for m in tables.shipped().models if m.num_classes <= 20 and m.highest is not None]
+    known = maxima([m.highest for m in few], [m.num_classes for m in few])
+    p = [known.survival(m.highest, m.num_classes) for m in few if m.family == "transformer"]
+    assert np.mean(np.array(p) <= 0.5) < 0.35

@@ -27,7 +27,7 @@ makes no difference how dormant a feature is."""
 SIGNED = 0.6
 """Features are signed where they go below nought by more than this share of how far they go above
 it (in the median), as behind a layer norm: then a label is driven from both sides. Leaky and
-exponential units come to .4."""
+exponential units come to .4 (on random features)."""
 
 PROBES = 8
 """Images by which the last layer is found."""
