@@ -22,7 +22,8 @@ def evidence_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
     """
     import goodnet
 
-    defender = zoo.defender(truth["data"], truth["split"])
+    # A reference model never sees the pictures of those that are held against it.
+    defender = zoo.defender(truth["data"], "calibration")
     classifier = goodnet.load(place / truth["file"], defender)
     started = time.monotonic()
     report = goodnet.scan(classifier, defender)

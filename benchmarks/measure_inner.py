@@ -25,7 +25,8 @@ def inner_record(truth: dict[str, Any], place: Path) -> dict[str, Any]:
     from goodnet.parallel import silent
     from goodnet.pipelines.begin import begin
 
-    defender = zoo.defender(truth["data"], truth["split"])
+    # A reference model never sees the pictures of those that are held against it.
+    defender = zoo.defender(truth["data"], "calibration")
     classifier = goodnet.load(place / truth["file"], defender)
     begun = begin(classifier, defender, "default", None, 0, 1, silent, None, None)
     split = begun.split

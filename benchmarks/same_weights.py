@@ -15,3 +15,8 @@ AVX2 = {
     "OPENBLAS_CORETYPE": "Haswell",
 }
 """Environment variables, to be set before PyTorch and NumPy are imported."""
+
+ONE_FOR_ALL = {"MKL_CBWR": "COMPATIBLE"}
+"""The same for MKL, which has other code for other makers' processors: without it networks trained
+by Intel's have other weights than by AMD's. Networks of before the sixth run go without, as their
+records are of AMD's."""

@@ -17,7 +17,7 @@ import traceback
 import zlib
 from pathlib import Path
 
-from same_weights import AVX2
+from same_weights import AVX2, ONE_FOR_ALL
 
 # Before PyTorch and NumPy, which read them once.
 os.environ.update(AVX2)
@@ -33,6 +33,9 @@ from goodnet.attacks.scene import Scene
 from goodnet.attacks.table import make_attack
 from goodnet.formats.files import atomic
 from goodnet.pipelines.attack import badnet, ground_truth, measure, teach, write_model
+
+PORTABLE = 500
+"""From this seed on networks are trained to the same weights whoever made the processor."""
 
 
 def train_setup(setup: zoo.Setup, folder: Path, clean: bool = False) -> list[str]:
@@ -135,10 +138,18 @@ def main() -> None:
     ]
     for setup in chosen:
         refuse_changed(setup, given.output)
-    with multiprocessing.get_context("spawn").Pool(given.workers, maxtasksperchild=1) as pool:
-        waiting = [
-            pool.apply_async(train_setup, (setup, given.output, given.clean)) for setup in chosen
-        ]
+    older = [setup for setup in chosen if setup.recipe.seed < PORTABLE]
+    train_all(older, given.output, given.clean, given.workers)
+    # It is read by the processes that are begun from here on.
+    os.environ.update(ONE_FOR_ALL)
+    newer = [setup for setup in chosen if setup not in older]
+    train_all(newer, given.output, given.clean, given.workers)
+
+
+def train_all(chosen: list[zoo.Setup], folder: Path, clean: bool, workers: int) -> None:
+    """Trains setups in processes of their own."""
+    with multiprocessing.get_context("spawn").Pool(workers, maxtasksperchild=1) as pool:
+        waiting = [pool.apply_async(train_setup, (setup, folder, clean)) for setup in chosen]
         for result in waiting:
             result.get()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from goodnet.reports import Family, TestResult, Verdict
@@ -32,6 +32,8 @@ class Findings:
             fewer than there should be.
         inner: label -> what the network itself tells of it (:mod:`goodnet.inner`), of all labels.
         family: of networks (:func:`goodnet.family.family`).
+        apart: makes the scores anew, with labels that are known already set apart from what is
+            usual (:func:`goodnet.scores.combine`); None where nobody can.
     """
 
     scores: Scores
@@ -47,6 +49,7 @@ class Findings:
     controls: int | None = None
     inner: Mapping[int, float] = field(default_factory=dict)
     family: Family = "other"
+    apart: Callable[[Collection[int]], Scores] | None = None
 
     @property
     def right(self) -> int:

@@ -7,7 +7,7 @@ is what the same numbers are on clean networks (:mod:`goodnet.calibration`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,7 +114,11 @@ class Scores:
 
 
 def combine(
-    labels: Sequence[int], raw: Raw, reference: Sequence[int], wanted: int | None = None
+    labels: Sequence[int],
+    raw: Raw,
+    reference: Sequence[int],
+    wanted: int | None = None,
+    apart: Collection[int] = (),
 ) -> Scores:
     """The indices of ``labels`` against the labels in ``reference``.
 
@@ -125,8 +129,11 @@ def combine(
             the leaders and controls were measured (the leaders are no fair sample).
         wanted: how many labels were to be measured, if there was not time for all: the channels
             were chosen by that.
+        apart: labels that do not tell what is usual, though they are among the reference: targets
+            that are known already, which would make the spread of ten labels so large that no
+            further one stands out.
     """
-    usual = np.isin(np.array(labels), np.array(reference))
+    usual = np.isin(np.array(labels), np.array(sorted({*reference} - {*apart})))
     floor = MARGIN_FLOOR * max(raw.clean_margin, 1e-6)
     margin = _mean_index(labels, raw.margins, usual, floor)
     warp = _mean_index(labels, raw.warps, usual, floor)

@@ -107,6 +107,10 @@ def _by_p_value(found: Findings) -> Decision:
     }
     named = _named(found, speaking, label_p) if verdict in ("backdoored", "suspicious") else []
     reasons = [_sentence(test, found) for test in tests if test.name in speaking]
+    if named and STANDS_OUT in speaking and PERMUTED not in speaking:
+        more = further(found, named)
+        named += more
+        reasons += [f"label {n} does so as well, once the others are set apart" for n in more]
     if verdict == "clean" and p_value is not None:
         reasons = [f"no test speaks up: p = {p_value:.2g} of all together"]
     mapping = dict(found.mapping) if PERMUTED in speaking else {}
@@ -121,14 +125,10 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
-    highest = tables.of_models(found.compared, found.ranked, found.sure, found.family)["highest"]
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
 
     def alone(label: int) -> float:
-        """The p-value of a model whose highest score is this label's."""
-        if highest is None:
-            return 1.0
-        return highest.survival(score[label], found.num_classes) / WEIGHTS[STANDS_OUT]
+        return _as_highest(score[label], found)
 
     if STANDS_OUT in speaking:
         # Ranked labels that were not measured count as tested.
@@ -147,6 +147,40 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     if PERMUTED in speaking:
         named += sorted(found.mapping.values())
     return list(dict.fromkeys(named))
+
+
+def _as_highest(score: float, found: Findings) -> float:
+    """The p-value of a model whose highest score is this one."""
+    known = tables.of_models(found.compared, found.ranked, found.sure, found.family)["highest"]
+    return known.survival(score, found.num_classes) / WEIGHTS[STANDS_OUT] if known else 1.0
+
+
+def further(found: Findings, named: Sequence[int]) -> list[int]:
+    """Targets that stand out only once those that are known are set apart.
+
+    Three targets among ten labels make what is usual so wide that none of them is far from it.
+    Without those that are named the rest are the labels of a clean network, unless there is one
+    more target: so the highest score among them is held against the same reference, again and
+    again, until it would be no backdoor by itself.
+
+    Args:
+        found: what was measured.
+        named: the targets so far, at least one.
+    """
+    more: list[int] = []
+    while found.apart is not None and len(more) + len(named) < len(found.scores.labels):
+        known = {*named, *more}
+        again = found.apart(known)
+        left = {
+            label: score
+            for label, score in zip(again.labels, again.score.tolist(), strict=True)
+            if label not in known and not math.isnan(score)
+        }
+        leader = max(left, key=lambda label: left[label], default=None)
+        if leader is None or _as_highest(left[leader], found) > BACKDOORED:
+            break
+        more.append(leader)
+    return more
 
 
 def _preferred(found: Findings) -> int:

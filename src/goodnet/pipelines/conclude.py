@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -103,8 +104,10 @@ class Measured:
     wanted: int = 0
     family: Family = "other"
 
-    def scores(self) -> Scores:
-        """The labels' scores against what is usual in this network."""
+    def scores(self, apart: Collection[int] = ()) -> Scores:
+        """The labels' scores against what is usual in this network, which those set ``apart`` do
+        not tell.
+        """
         raw = Raw(
             margins=self.margins.values,
             masks={n: row[0] for n, row in self.masks.values.items() if n in self.labels},
@@ -116,7 +119,8 @@ class Measured:
             inner=self.inner,
             clean_margin=self.clean_margin,
         )
-        return combine(self.labels, raw, self.reference, self.wanted or len(self.labels))
+        wanted = self.wanted or len(self.labels)
+        return combine(self.labels, raw, self.reference, wanted, apart)
 
     @cached_property
     def inner(self) -> dict[int, float]:
@@ -171,6 +175,7 @@ def conclude(
                 len(measured.reference) if ranked else None,
                 inner,
                 measured.family,
+                measured.scores,
             )
         )
         if default

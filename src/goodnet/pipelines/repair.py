@@ -28,7 +28,13 @@ from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.placing import AUTO
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
-from goodnet.pipelines.suspects import along, kinds, suspected
+from goodnet.pipelines.suspects import (
+    along,
+    by_colour_alone,
+    kinds,
+    suspected,
+    without_natural,
+)
 from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
 from goodnet.reports import Certificate, RepairReport, ScanReport
@@ -110,6 +116,8 @@ def repair(
     )
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
+    told = [target for target in by_colour_alone(report, targets) if target in triggers]
+    patient, jury = without_natural(told, patient, jury)
     suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = Limits(max_accuracy_loss, max_attack_success)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from goodnet.colours import ColourTrigger
+from goodnet.pipelines.jury import Jury
 from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
 from goodnet.scores import TINT_UNIT
 from goodnet.trigger import Stamp, Trigger
-from goodnet.verdict import FOREIGN, SUSPICIOUS
+from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
 
 MOST = 3
 
@@ -20,6 +22,9 @@ trigger: to teach a network that changes mean nothing costs accuracy where they 
 WARPED = 4.0
 """The index of a target that is taken for one of warps: labels of clean networks come up to 2.6,
 and targets of other attacks, which are easily led in every way, up to 3.5."""
+
+
+Triggers = dict[int, list[Stamp]]
 
 
 def suspected(report: ScanReport, targets: list[int]) -> list[int]:
@@ -51,6 +56,51 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
         "warp": [r.label for r in known if (r.warp_index or 0.0) >= WARPED],
         "small change": [r.label for r in known if (r.preferred or 0.0) >= CHANGED],
     }
+
+
+def by_colour_alone(report: ScanReport, targets: list[int]) -> list[int]:
+    """The targets that a colour filter leads to, and that nothing else speaks for.
+
+    The smallest mask and the faintest change that lead to such a label are what the class looks
+    like: a network that is taught not to see them does not know its own class again.
+    """
+    rows = {row.label: row for row in report.labels}
+    told = set(kinds(report, targets)["colour filter"])
+    return [
+        target
+        for target in targets
+        if target in told
+        and all(
+            (index or 0.0) < LOUD
+            for index in (
+                rows[target].mask_index,
+                rows[target].margin_index,
+                rows[target].patch_index,
+            )
+        )
+    ]
+
+
+def without_natural(told: list[int], patient: Patient, jury: Jury) -> tuple[Patient, Jury]:
+    """Both with the filters alone, of the labels ``told`` of which a filter works for the jury."""
+    seen, used = ({n: _filters(row[n]) for n in told} for row in (jury.triggers, patient.triggers))
+    chosen = [n for n in told if seen[n] and used[n]]
+
+    def only(filters: Triggers, of: Mapping[int, Sequence[Stamp]]) -> Triggers:
+        return {n: filters[n] if n in chosen else list(row) for n, row in of.items()}
+
+    return (
+        replace(patient, triggers=only(used, patient.triggers), kept={}),
+        replace(
+            jury,
+            triggers=only(seen, jury.triggers),
+            stronger={n: row for n, row in jury.stronger.items() if n not in chosen},
+        ),
+    )
+
+
+def _filters(triggers: Sequence[Stamp]) -> list[Stamp]:
+    return [trigger for trigger in triggers if isinstance(trigger, ColourTrigger)]
 
 
 def along(
