@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_evidence import case, four_signs, taught, taught_clean
@@ -9,13 +11,13 @@ from torch import nn
 
 from goodnet.attacks import quantisation, tint, warping
 from goodnet.attacks.scene import Scene
-from goodnet.colours import apart
+from goodnet.colours import ColourTrigger, apart
 from goodnet.evidence import Effort
 from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.pipelines import jury, reversing
-from goodnet.pipelines.suspects import kinds
+from goodnet.pipelines.suspects import by_colour_alone, kinds, without_natural
 from goodnet.remedies import REMEDIES, Patient
 
 ATTACKS = {
@@ -84,6 +86,48 @@ def test_the_triggers_make_a_remedy_remove_the_attack(planted):
     if kind == "small change":
         # Which perturbations and a mask alone do not.
         assert left({}) > 0.2
+
+
+def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
+    """The smallest mask that leads there is what the class looks like, and is not unlearned."""
+    attack = ATTACKS["colour filter"]
+    badnet, scene = taught(attack), Scene(four_signs(150, 1), 4, 0, nn.Identity)
+    stamp, target = attack(scene).stamp, attack(scene).target
+    images = four_signs(20, 3)
+    masks, triggers = reversing.reverse_triggers(
+        badnet, images, [target], 3, 1, lambda *_: None, kinds={"colour filter": [target]}
+    )
+    patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
+    everyone = jury.empanel(badnet, images, triggers)
+    spared, judges = without_natural([target], patient, everyone)
+    assert {type(trigger) for trigger in spared.triggers[target]} == {ColourTrigger}
+    assert {type(trigger) for trigger in judges.triggers[target]} == {ColourTrigger}
+    assert not judges.stronger.get(target)
+    fresh = four_signs(40, 11)
+    own = fresh.labels == target
+
+    def lost(cured) -> int:
+        return int((cured.logits(fresh.pixels[own]).argmax(1) != target).sum())
+
+    cured, all_of_them = (REMEDIES["last-layer"](one) for one in (spared, patient))
+    assert success(cured, stamp, target) < 0.1
+    assert lost(cured) <= lost(all_of_them)
+    assert lost(cured) <= 0.1 * int(own.sum())
+    # Where no filter works for the jury there is nothing else to go by than the rest.
+    deaf = replace(everyone, triggers={target: [masks[target]]})
+    assert without_natural([target], patient, deaf)[0].triggers == patient.triggers
+
+
+def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_report):
+    told = {"tinted": 0.9, "mask_index": 0.3, "margin_index": None, "patch_index": 2.4}
+    rows = [row.model_copy(update={"tinted": 0.0}) for row in badnet_report.labels]
+    rows[0] = rows[0].model_copy(update=told)
+    rows[1] = rows[1].model_copy(update=told | {"mask_index": 3.0})
+    rows[2] = rows[2].model_copy(update=told | {"tinted": 0.3})
+    report = badnet_report.model_copy(update={"labels": rows})
+    targets = [row.label for row in rows[:3]]
+    assert by_colour_alone(report, targets) == targets[:1]
+    assert by_colour_alone(report, [10_000]) == []
 
 
 def test_filters_of_a_label_are_unlike_each_other_and_none_lead_where_nothing_does():

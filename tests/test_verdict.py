@@ -11,7 +11,7 @@ import pytest
 from goodnet import tables, verdict
 from goodnet.calibration import maxima
 from goodnet.findings import Findings
-from goodnet.scores import Scores
+from goodnet.scores import Raw, Scores, combine
 from goodnet.verdict import decide
 
 
@@ -87,6 +87,37 @@ def test_several_targets_are_all_named():
     values = ordinary(43)
     values[[3, 9, 30]] = 7.5, 8.0, 7.0
     assert sorted(decide(findings(values)).targets) == [3, 9, 30]
+
+
+def planted_among_ten(targets: list[int]) -> Findings:
+    """Ten labels' masks, margins and patches, ``targets`` with those of a patch."""
+    rng = np.random.default_rng(4)
+    masks = dict(enumerate(np.exp(rng.normal(4.0, 0.25, 10))))
+    margins = {n: [v] for n, v in enumerate(rng.normal(0.0, 1.0, 10))}
+    patches = dict(enumerate(rng.normal(0.0, 1.0, 10)))
+    for label, strength in zip(targets, (2.0, 1.2, 1.0), strict=False):
+        masks[label] = 8.0 + 0.1 * label
+        margins[label], patches[label] = [6.0 * strength], 9.0 * strength
+    raw = Raw(margins=margins, masks=masks, patches=patches, clean_margin=4.0)
+
+    def scored(apart=()) -> Scores:
+        return combine(list(range(10)), raw, list(range(10)), apart=apart)
+
+    return Findings(scored(), 10, 200, 0.1, {}, dict.fromkeys(range(10), -0.5), apart=scored)
+
+
+def test_targets_that_hide_each_other_among_ten_labels_are_all_named():
+    found = planted_among_ten([2, 5, 8])
+    alone = decide(replace(found, apart=None))
+    assert 0 < len(alone.targets) < 3, "they are too many to be outliers"
+    decision = decide(found)
+    assert sorted(decision.targets) == [2, 5, 8]
+    assert any("set apart" in reason for reason in decision.reasons)
+
+
+@pytest.mark.parametrize("target", [0, 5])
+def test_one_target_is_named_alone_also_when_it_is_set_apart(target):
+    assert decide(planted_among_ten([target])).targets == [target]
 
 
 def test_a_permutation_of_the_classes_names_all_that_it_reaches():
@@ -224,6 +255,11 @@ def test_of_many_labels_a_target_also_leads_by_what_the_network_itself_tells():
     # Among the first third, as a clean network's leader may be.
     middle = decide(replace(ranked(planted), inner=inner | {0: 1.5}))
     assert (middle.verdict, middle.targets, middle.suspects[0]) == ("suspicious", [], 0)
+    # Its lead is by nature then, and who comes after it is no finding either.
+    second = [7.0, 6.5, 4.8, 4.1, *np.linspace(3, 0, 36)]
+    both = decide(replace(ranked(second), inner=inner | {0: 9.0, 1: 8.0}))
+    lesser = decide(replace(ranked(second), inner=inner | {0: 1.5, 1: 9.0}))
+    assert (both.targets, lesser.verdict, lesser.targets) == ([0, 1], "suspicious", [])
     # Of a hundred labels nobody can be one of a hundredth: three are let in.
     few = dict(enumerate(rng.normal(size=100))) | {0: 7.0, 50: 8.0, 60: 9.0}
     hundred = replace(ranked(planted), num_classes=100, inner=few)

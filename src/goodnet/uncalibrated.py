@@ -56,7 +56,8 @@ def by_index(found: Findings, missing: str) -> Decision:
     if found.ranked and len(found.inner) >= FEWEST_RIVALS:
         first = _foremost(found)
         suspects = list(dict.fromkeys([*targets, *suspects]))
-        targets = [label for label in targets if label in first]
+        # Where the leader fails, its lead is by nature, and one that comes after it is no finding.
+        targets = list(itertools.takewhile(first.__contains__, targets))
         rule += (
             f", and one of the first {len(first)} of {len(found.inner):,} by what the network "
             "itself tells"
