@@ -2,7 +2,8 @@
 
 .venv/bin/python benchmarks/table.py
 
-Written by hand are `preface.md` and `closing.md`, in the one, and `earlier.md`, in the other.
+Written by hand are `preface.md`, `closing.md` and `compared.md`, in the one, and `earlier.md`, in
+the other.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def overall(found: dict[str, list[Record]], expected: int) -> str:
 
 def ours(found: dict[str, list[Record]]) -> str:
     """The method that the others stand beside: the default, or the latest earlier run."""
-    runs = ("default", "fifth-run", "fourth-run", "third-run", "second-run", "first-run")
+    runs = [method for method in METHODS if method == "default" or method.endswith("-run")]
     return next((run for run in runs if run in found), "default")
 
 
@@ -291,6 +292,26 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     return parts
 
 
+def beside_others(folder: Path, known: dict[str, Record]) -> list[str]:
+    """What other tools, and the goodnet of then, made of the networks that those were run on."""
+    found = records(folder, known, "compared")
+    if not found:
+        return []
+    expected = sum(t["split"] == "compared" and t["passes"] for t in known.values())
+    return [
+        (zoo.HERE / "compared.md").read_text("utf-8"),
+        overall(found, expected),
+        "## Side by side, on the same models\n",
+        same_models(found),
+        "## Other tools by attack, network and data\n",
+        each_method(found),
+        "## Repairs of these networks side by side\n",
+        repairs_compared(repair_records(folder, known, "compared")),
+        "## Where another tool could not be run\n",
+        failures(found),
+    ]
+
+
 def elsewhere(folder: Path) -> list[str]:
     """What was measured on the third run's recipes, trained to other weights."""
     known = truths(folder)
@@ -323,8 +344,6 @@ def main() -> None:
         the_zoo(known),
         f"## All models of the {given.split} split\n",
         overall(found, expected),
-        "## Side by side, on the same models\n",
-        same_models(found),
         *([closing.read_text("utf-8")] if published else []),
         "## By attack, network and data\n",
         each_method(found),
@@ -334,12 +353,13 @@ def main() -> None:
         repairs(with_todays_repair(rows, given.results)),
         "## Repairs side by side\n",
         repairs_compared(repair_records(given.results, known, given.split)),
-        "## Where a method could not be run\n",
+        "## Where goodnet could not be run\n",
         failures(found),
         "## Attacks that did not take, left out\n",
         below_their_bar(known),
         "## Settings of the attacks\n",
         settings(),
+        *(beside_others(given.results, known) if published else []),
     ]
     given.output.write_text("\n".join(parts), "utf-8")
     if published:

@@ -50,7 +50,8 @@ def test_the_reference_models_are_clean_calibration_models_and_enough():
 
 
 def test_the_reference_models_themselves_are_let_be():
-    """Each held against the others (and itself): "backdoored" never, "suspicious" rarely."""
+    """Each held against the others (and itself): "backdoored" as rarely as a p-value of .01 has to
+    be, "suspicious" rarely."""
     answers = []
     for model in (m for m in tables.shipped().models if m.scores and not m.ranked):
         values = [*model.scores[:-1], model.highest]
@@ -67,7 +68,7 @@ def test_the_reference_models_themselves_are_let_be():
         )
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
-    assert "backdoored" not in answers
+    assert answers.count("backdoored") <= 0.01 * len(answers)
     assert answers.count("suspicious") <= 0.2 * len(answers)
 
 
