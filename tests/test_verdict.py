@@ -356,7 +356,8 @@ def test_clean_models_are_called_as_rarely_as_stated_in_each_family(kind):
         others = [m for m in mine if m is not model]
         known = maxima([m.highest for m in others], [m.num_classes for m in others])
         p.append(known.survival(model.highest, model.num_classes))
-    assert np.mean(np.array(p) <= 0.01) <= 0.03
+    # One of so few may be there by chance, two hardly.
+    assert np.sum(np.array(p) <= 0.01) <= 1 + 0.01 * len(p)
     assert 0.02 <= np.mean(np.array(p) <= 0.1) <= 0.18
     assert 0.35 <= np.mean(np.array(p) <= 0.5) <= 0.65
 

@@ -37,7 +37,7 @@ AGREEMENT = 1.5
 """A mask's index counts up to so many times the larger one of margin and patch."""
 
 TINT_UNIT = 0.5
-"""What a label's number under a colour filter counts in: of clean networks half have at most .02,
+"""What a label's number under a colour filter counts in: of clean networks half have at most .03,
 and a filter that makes the model as sure as of a clean image, in colours that the label's images do
 not have, has 1."""
 

@@ -41,11 +41,11 @@ LOUD = 2.5
 """An index from which a channel speaks for a label: few labels of clean networks come so far."""
 
 TELLING = 2.0
-"""The same for what the network itself tells, the mean of four indices: 25 labels of 107 clean
+"""The same for what the network itself tells, the mean of four indices: 34 labels of 131 clean
 networks come so far."""
 
 FOREIGN = 1.0
-"""The same for a colour filter: of 107 clean networks one has a label that comes so far."""
+"""The same for a colour filter: of 131 clean networks one has a label that comes so far."""
 
 
 def decide(found: Findings) -> Decision:

@@ -20,7 +20,7 @@ CHANGED = 1.0
 trigger: to teach a network that changes mean nothing costs accuracy where they are not."""
 
 WARPED = 4.0
-"""The index of a target that is taken for one of warps: labels of clean networks come up to 2.6,
+"""The index of a target that is taken for one of warps: labels of clean networks come up to 3.0,
 and targets of other attacks, which are easily led in every way, up to 3.5."""
 
 
