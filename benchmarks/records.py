@@ -47,7 +47,7 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     """Keeps of each model's ground truth what the tables need; weights and triggers stay out.
 
     What was trained elsewhere stays in the summary; what the zoo no longer names leaves it. Of what
-    is retired it stays as it was: the records are of those weights.
+    was tested before it stays as it was: the records are of those weights.
     """
     kept = ("data", "split", "attack_name", "targets", "num_classes", "recipe", "clean_accuracy")
     kept += ("twin_accuracy", "attack_success", "passes", "seconds", "cpu_seconds")
@@ -55,7 +55,7 @@ def summarise_zoo(source: Path, folder: Path) -> None:
     splits = {model: setup.split for setup in zoo.setups() for model in setup.models()}
     for path in sorted(source.glob("*/truth.json")):
         truth = json.loads(path.read_text("utf-8"))
-        if splits.get(truth["model"]) == "retired" and truth["model"] in known:
+        if splits.get(truth["model"]) in ("retired", "compared") and truth["model"] in known:
             continue
         known[truth["model"]] = {key: truth[key] for key in kept if key in truth}
         known[truth["model"]]["weights_sha256"] = checksum(path.parent / "weights.safetensors")

@@ -136,10 +136,11 @@ def jobs(given: argparse.Namespace) -> list[tuple[str, list[str]]]:
 def refuse_stale(given: argparse.Namespace) -> None:
     """Ends the run where a record is of other weights than the model has now.
 
-    What is retired may have been trained anew; nothing is added to its records, unless asked for.
+    What was tested before may have been trained anew; nothing is added to its records, unless asked
+    for.
     """
-    retired = {n for s in zoo.setups() if s.split == "retired" for n in s.models()}
-    settled = retired if given.split != "retired" else set()
+    before = {s.split for s in zoo.setups()} - {"test", "calibration", given.split}
+    settled = {n for s in zoo.setups() if s.split in before for n in s.models()}
     for path in sorted(given.output.glob("*/*.json")):
         record = json.loads(path.read_text("utf-8"))
         if "method" not in record or record["model"] in settled:
