@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/run.py --method inner --split calibration
     .venv/bin/python benchmarks/calibrate.py
 
-Only clean models get in, of the `calibration` split and of those that are retired from `test`; that
-a test model is among them is an error.
+Only clean models get in, of the `calibration` split and of those that were in `test` before
+(`compared`, `retired`); that a test model is among them is an error.
 """
 
 from __future__ import annotations

@@ -18,5 +18,5 @@ AVX2 = {
 
 ONE_FOR_ALL = {"MKL_CBWR": "COMPATIBLE"}
 """The same for MKL, which has other code for other makers' processors: without it networks trained
-by Intel's have other weights than by AMD's. Networks of before the sixth run go without, as their
+by Intel's have other weights than by AMD's. Networks up to the sixth run go without, as their
 records are of AMD's."""

@@ -119,15 +119,27 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
 
 
 def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_report):
-    told = {"tinted": 0.9, "mask_index": 0.3, "margin_index": None, "patch_index": 2.4}
-    rows = [row.model_copy(update={"tinted": 0.0}) for row in badnet_report.labels]
-    rows[0] = rows[0].model_copy(update=told)
-    rows[1] = rows[1].model_copy(update=told | {"mask_index": 3.0})
-    rows[2] = rows[2].model_copy(update=told | {"tinted": 0.3})
-    report = badnet_report.model_copy(update={"labels": rows})
-    targets = [row.label for row in rows[:3]]
-    assert by_colour_alone(report, targets) == targets[:1]
-    assert by_colour_alone(report, [10_000]) == []
+    told = {"tinted": 0.9, "mask_index": 0.3, "margin_index": 1.0, "patch_index": None}
+    told |= {"warp_index": 0.0, "preferred": -1.0}
+    target = badnet_report.labels[0].label
+
+    def alone(targets=(target,), **changed) -> bool:
+        rows = [badnet_report.labels[0].model_copy(update=told | changed)]
+        rows += badnet_report.labels[1:]
+        report = badnet_report.model_copy(update={"labels": rows})
+        found = by_colour_alone(report, list(targets))
+        assert found in ([], [target])
+        return bool(found)
+
+    assert alone()
+    assert not alone(tinted=0.3)
+    assert not alone(mask_index=3.0)
+    assert not alone(patch_index=3.0)
+    assert not alone(margin_index=None), "what was not measured is not quiet"
+    assert not alone(warp_index=5.0)
+    assert not alone(preferred=2.0)
+    assert not alone((target, badnet_report.labels[1].label)), "they may hide each other"
+    assert not alone((10_000,))
 
 
 def test_filters_of_a_label_are_unlike_each_other_and_none_lead_where_nothing_does():

@@ -261,6 +261,9 @@ def test_of_many_labels_a_target_also_leads_by_what_the_network_itself_tells():
     both = decide(replace(ranked(second), inner=inner | {0: 9.0, 1: 8.0}))
     lesser = decide(replace(ranked(second), inner=inner | {0: 1.5, 1: 9.0}))
     assert (both.targets, lesser.verdict, lesser.targets) == ([0, 1], "suspicious", [])
+    third = [8.0, 7.5, 7.2, 4.1, *np.linspace(3, 0, 36)]
+    told = decide(replace(ranked(third), inner=inner | {0: 9.0, 1: 1.5, 2: 8.0}))
+    assert told.targets == [0, 2]
     # Of a hundred labels nobody can be one of a hundredth: three are let in.
     few = dict(enumerate(rng.normal(size=100))) | {0: 7.0, 50: 8.0, 60: 9.0}
     hundred = replace(ranked(planted), num_classes=100, inner=few)

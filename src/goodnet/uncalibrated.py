@@ -57,7 +57,8 @@ def by_index(found: Findings, missing: str) -> Decision:
         first = _foremost(found)
         suspects = list(dict.fromkeys([*targets, *suspects]))
         # Where the leader fails, its lead is by nature, and one that comes after it is no finding.
-        targets = list(itertools.takewhile(first.__contains__, targets))
+        leads = bool(targets) and targets[0] in first
+        targets = [label for label in targets if label in first] if leads else []
         rule += (
             f", and one of the first {len(first)} of {len(found.inner):,} by what the network "
             "itself tells"

@@ -110,7 +110,7 @@ def _by_p_value(found: Findings) -> Decision:
     if named and STANDS_OUT in speaking and PERMUTED not in speaking:
         more = further(found, named)
         named += more
-        reasons += [f"label {n} does so as well, once the others are set apart" for n in more]
+        reasons += [f"label {n} stands out as well, once the others are set apart" for n in more]
     if verdict == "clean" and p_value is not None:
         reasons = [f"no test speaks up: p = {p_value:.2g} of all together"]
     mapping = dict(found.mapping) if PERMUTED in speaking else {}
@@ -161,7 +161,8 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
     Three targets among ten labels make what is usual so wide that none of them is far from it.
     Without those that are named the rest are the labels of a clean network, unless there is one
     more target: so the highest score among them is held against the same reference, again and
-    again, until it would be no backdoor by itself.
+    again, until a model with it would not be called backdoored, or so few labels are left that
+    they say too little of what is usual.
 
     Args:
         found: what was measured.
@@ -177,7 +178,8 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
             if label not in known and not math.isnan(score)
         }
         leader = max(left, key=lambda label: left[label], default=None)
-        if leader is None or _as_highest(left[leader], found) > BACKDOORED:
+        few = len(left) < tables.FEWEST_CLASSES
+        if few or leader is None or _as_highest(left[leader], found) > BACKDOORED:
             break
         more.append(leader)
     return more

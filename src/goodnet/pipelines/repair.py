@@ -116,7 +116,11 @@ def repair(
     )
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
-    told = [target for target in by_colour_alone(report, targets) if target in triggers]
+    told = [
+        target
+        for target in by_colour_alone(report, targets)
+        if target in triggers and target in others
+    ]
     patient, jury = without_natural(told, patient, jury)
     suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)

@@ -59,30 +59,31 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
 
 
 def by_colour_alone(report: ScanReport, targets: list[int]) -> list[int]:
-    """The targets that a colour filter leads to, and that nothing else speaks for.
+    """The target that a colour filter leads to, where it is the only one and neither its mask, its
+    margin or its patch speaks for it nor a warp or a small change leads to it.
 
     The smallest mask and the faintest change that lead to such a label are what the class looks
-    like: a network that is taught not to see them does not know its own class again.
+    like: a network that is taught not to see them does not know its own class again. Of several
+    targets each is hidden by the others, so that what is low says nothing.
     """
-    rows = {row.label: row for row in report.labels}
-    told = set(kinds(report, targets)["colour filter"])
+    seen = kinds(report, targets)
+    rows = [row for row in report.labels if row.label in seen["colour filter"]]
     return [
-        target
-        for target in targets
-        if target in told
-        and all(
-            (index or 0.0) < LOUD
-            for index in (
-                rows[target].mask_index,
-                rows[target].margin_index,
-                rows[target].patch_index,
-            )
-        )
+        row.label
+        for row in rows
+        if len(targets) == 1
+        and row.label not in (*seen["warp"], *seen["small change"])
+        and row.mask_index is not None
+        and row.margin_index is not None
+        and max(row.mask_index, row.margin_index, row.patch_index or 0.0) < LOUD
     ]
 
 
 def without_natural(told: list[int], patient: Patient, jury: Jury) -> tuple[Patient, Jury]:
-    """Both with the filters alone, of the labels ``told`` of which a filter works for the jury."""
+    """Both with the filters alone, of the labels ``told`` of which a filter works for the jury.
+
+    Masks stay with the patient: remedies of Neural Cleanse's go by them alone.
+    """
     seen, used = ({n: _filters(row[n]) for n in told} for row in (jury.triggers, patient.triggers))
     chosen = [n for n in told if seen[n] and used[n]]
 
