@@ -169,7 +169,7 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
         named: the targets so far, at least one.
     """
     more: list[int] = []
-    while found.apart is not None and len(more) + len(named) < len(found.scores.labels):
+    while found.apart is not None:
         known = {*named, *more}
         again = found.apart(known)
         left = {

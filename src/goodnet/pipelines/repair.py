@@ -116,12 +116,7 @@ def repair(
     )
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
-    told = [
-        target
-        for target in by_colour_alone(report, targets)
-        if target in triggers and target in others
-    ]
-    patient, jury = without_natural(told, patient, jury)
+    patient, jury = without_natural(by_colour_alone(report, targets), patient, jury)
     suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = Limits(max_accuracy_loss, max_attack_success)

@@ -66,12 +66,13 @@ def by_colour_alone(report: ScanReport, targets: list[int]) -> list[int]:
     like: a network that is taught not to see them does not know its own class again. Of several
     targets each is hidden by the others, so that what is low says nothing.
     """
+    if len(targets) != 1:
+        return []
     seen = kinds(report, targets)
-    rows = [row for row in report.labels if row.label in seen["colour filter"]]
     return [
         row.label
-        for row in rows
-        if len(targets) == 1
+        for row in report.labels
+        if row.label in seen["colour filter"]
         and row.label not in (*seen["warp"], *seen["small change"])
         and row.mask_index is not None
         and row.margin_index is not None
@@ -84,7 +85,9 @@ def without_natural(told: list[int], patient: Patient, jury: Jury) -> tuple[Pati
 
     Masks stay with the patient: remedies of Neural Cleanse's go by them alone.
     """
-    seen, used = ({n: _filters(row[n]) for n in told} for row in (jury.triggers, patient.triggers))
+    seen, used = (
+        {n: _filters(row.get(n, ())) for n in told} for row in (jury.triggers, patient.triggers)
+    )
     chosen = [n for n in told if seen[n] and used[n]]
 
     def only(filters: Triggers, of: Mapping[int, Sequence[Stamp]]) -> Triggers:
