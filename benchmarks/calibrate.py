@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,22 @@ import goodnet
 from goodnet.inner import inner_index
 from goodnet.reports import Family
 from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
-from goodnet.tables import FILE, ReferenceModel, Tables
+from goodnet.tables import FILE, SURE, ReferenceModel, Tables, usual_leads
+from goodnet.together import Scored, standing_together
 
 SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
 
 
-def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
-    """A record's scores by today's formula, and which labels are the reference."""
+def rescored(
+    record: dict[str, Any], usual: Sequence[tuple[float, float]] = ()
+) -> tuple[Scores, list[bool], Scored]:
+    """A record's scores by today's formula, which labels are the reference, and what makes the
+    scores anew with some labels set apart.
+
+    Args:
+        record: of ``--method evidence``.
+        usual: what is usual of the leads of networks like this one.
+    """
     rows = record["labels"]
     labels = [row["label"] for row in rows]
     leaning = {int(label): value for label, value in record.get("leaning", {}).items()}
@@ -46,14 +57,21 @@ def rescored(record: dict[str, Any]) -> tuple[Scores, list[bool]]:
         leaning=leaning,
         inner=inner_index(leaning, signatures, driven),
         clean_margin=record["settings"]["clean_margin"],
+        usual_leads=usual,
     )
     controls = [row["label"] for row in rows if row["control"]] or labels
-    return combine(labels, raw, controls), [label in controls for label in labels]
+
+    def scored(apart: Collection[int]) -> Scores:
+        return combine(labels, raw, controls, apart=apart)
+
+    return scored(()), [label in controls for label in labels], scored
 
 
-def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
+def reference_model(
+    record: dict[str, Any], accuracy: float, usual_leads: Sequence[tuple[float, float]] = ()
+) -> ReferenceModel:
     """One line of the tables."""
-    rated, usual = rescored(record)
+    rated, usual, scored = rescored(record, usual_leads)
     ranked = any(row["control"] for row in record["labels"])
     # Records of before there were patches say nothing of the permutation, which is looked for by
     # them: what else they hold is as it was.
@@ -69,6 +87,8 @@ def reference_model(record: dict[str, Any], accuracy: float) -> ReferenceModel:
         ranked=ranked,
         scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=False) if one),
         highest=_rounded(max(scores, default=None)),
+        leads=_leads(rated) if scores and is_handful(len(rated.labels)) else (),
+        together=_together(scored) if scores and is_handful(len(rated.labels)) else None,
         permutation=_rounded(record["settings"].get("permutation")) if complete else None,
         preferred=round(record["preferred"], 4),
         warped=_rounded(_largest(rated.warp_index)),
@@ -100,6 +120,15 @@ def measured_later(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {key: later[key] for key in ("signatures", "driven")}
 
 
+def _leads(rated: Scores) -> tuple[float, ...]:
+    return tuple(round(float(np.nanmax(row)), 4) for row in rated.leads)
+
+
+def _together(scored: Scored) -> float | None:
+    number = standing_together(scored)[0]
+    return None if math.isnan(number) else round(number, 4)
+
+
 def _largest(values: Floats) -> float | None:
     return float(np.nanmax(values)) if np.isfinite(values).any() else None
 
@@ -114,7 +143,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=SHIPPED)
     given = parser.parse_args()
     forbidden = {s.name for s in zoo.setups() if s.split == "test"}
-    models = []
+    told = []
     for folder in (RESULTS, ELSEWHERE):
         known = truths(folder)
         for path in sorted((folder / "evidence").glob("*.clean.json")):
@@ -124,7 +153,13 @@ def main() -> None:
             if "error" in record:
                 raise SystemExit(f"{record['model']}: {record['error']}")
             record = measured_later(folder, record) | record
-            models.append(reference_model(record, known[record["model"]]["clean_accuracy"]))
+            told.append((record, known[record["model"]]["clean_accuracy"]))
+    # A score knows how far ahead the leaders of other networks are: so that comes first.
+    bare = [reference_model(record, accuracy) for record, accuracy in told]
+    models = [
+        reference_model(record, accuracy, usual_leads(bare, accuracy >= SURE, model.family))
+        for (record, accuracy), model in zip(told, bare, strict=True)
+    ]
     made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
     given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
     print(f"{len(models)} clean models in {given.output.name}")

@@ -16,7 +16,7 @@ AVX2 = {
 }
 """Environment variables, to be set before PyTorch and NumPy are imported."""
 
-ONE_FOR_ALL = {"MKL_CBWR": "COMPATIBLE"}
-"""The same for MKL, which has other code for other makers' processors: without it networks trained
-by Intel's have other weights than by AMD's. Networks up to the sixth run go without, as their
-records are of AMD's."""
+COMPATIBLE = {"MKL_CBWR": "COMPATIBLE"}
+"""What the networks of the seventh run were trained with besides, in the hope that MKL's code would
+be the same on all makers' processors. It is not enough: those of an Intel processor have other
+weights on an AMD one. All other networks are of AMD's, and trained without, which is faster."""

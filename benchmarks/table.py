@@ -47,6 +47,7 @@ Made by `benchmarks/table.py`. The networks of these runs are retired: their res
 those who worked on the detector afterwards, so they say what it was, and how it came to be what it
 is. What it is worth today is in [RESULTS.md](RESULTS.md), whose columns these tables have.
 
+- The fourth to the sixth run's networks are in RESULTS.md, as other tools were run on them.
 - The first run's AUROC is by the highest score of a label less its bar: there was no p-value yet.
 - *The third run's recipes, trained on another processor*: before training kept to AVX2, weights
   hung on a processor's instructions. What was measured on such networks (records in `elsewhere`) is
@@ -283,9 +284,16 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     if not found:
         return []
     retired = {name for name, t in known.items() if t["split"] == "retired" and t["passes"]}
-    third = {row["model"] for row in found.get("third-run", [])}
+    seventh, third = (
+        {row["model"] for row in found.get(run, [])} for run in ("seventh-run", "third-run")
+    )
+    runs = (
+        ("The seventh run", seventh),
+        ("The third run", third),
+        ("The first two runs", retired - third - seventh),
+    )
     parts = []
-    for title, models in (("The third run", third), ("The first two runs", retired - third)):
+    for title, models in runs:
         mine = {m: [row for row in rows if row["model"] in models] for m, rows in found.items()}
         mine = {method: rows for method, rows in mine.items() if rows}
         parts += [f"## {title}\n", overall(mine, len(models))] * bool(mine)

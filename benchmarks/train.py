@@ -17,7 +17,7 @@ import traceback
 import zlib
 from pathlib import Path
 
-from same_weights import AVX2, ONE_FOR_ALL
+from same_weights import AVX2, COMPATIBLE
 
 # Before PyTorch and NumPy, which read them once.
 os.environ.update(AVX2)
@@ -34,8 +34,8 @@ from goodnet.attacks.table import make_attack
 from goodnet.formats.files import atomic
 from goodnet.pipelines.attack import badnet, ground_truth, measure, teach, write_model
 
-PORTABLE = 500
-"""From this seed on networks are trained to the same weights whoever made the processor."""
+INTEL = range(500, 600)
+"""The seeds of networks whose records are of weights by an Intel processor."""
 
 
 def train_setup(setup: zoo.Setup, folder: Path, clean: bool = False) -> list[str]:
@@ -138,12 +138,12 @@ def main() -> None:
     ]
     for setup in chosen:
         refuse_changed(setup, given.output)
-    older = [setup for setup in chosen if setup.recipe.seed < PORTABLE]
-    train_all(older, given.output, given.clean, given.workers)
+    intels = [setup for setup in chosen if setup.recipe.seed in INTEL]
+    others = [setup for setup in chosen if setup not in intels]
+    train_all(others, given.output, given.clean, given.workers)
     # It is read by the processes that are begun from here on.
-    os.environ.update(ONE_FOR_ALL)
-    newer = [setup for setup in chosen if setup not in older]
-    train_all(newer, given.output, given.clean, given.workers)
+    os.environ.update(COMPATIBLE)
+    train_all(intels, given.output, given.clean, given.workers)
 
 
 def train_all(chosen: list[zoo.Setup], folder: Path, clean: bool, workers: int) -> None:

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from goodnet import tables, verdict
+from goodnet.ahead import LEADS
 from goodnet.calibration import maxima
 from goodnet.findings import Findings
 from goodnet.scores import Raw, Scores, combine
@@ -19,8 +21,11 @@ def scores(values: list[float] | np.ndarray) -> Scores:
     values = np.asarray(values, dtype=np.float64)
     nothing = np.full(len(values), np.nan)
     nought = np.zeros(len(values))
-    rows = [values, nothing, values, values, *[nothing] * 3, *[nought] * 3, values]
-    return Scores(list(range(len(values))), *(row.copy() for row in rows))
+    rows = [values, nothing, values, values, *[nothing] * 3, *[nought] * 3]
+    led = np.full((LEADS, len(values)), np.nan)
+    return Scores(
+        list(range(len(values))), *(row.copy() for row in rows), led, nought.copy(), values.copy()
+    )
 
 
 def ordinary(classes: int, seed: int = 0) -> np.ndarray:
@@ -51,7 +56,7 @@ def test_the_reference_models_are_clean_calibration_models_and_enough():
 
 def test_the_reference_models_themselves_are_let_be():
     """Each held against the others (and itself): "backdoored" as rarely as a p-value of .01 has to
-    be, "suspicious" rarely."""
+    be, but for chance, "suspicious" rarely."""
     answers = []
     for model in (m for m in tables.shipped().models if m.scores and not m.ranked):
         values = [*model.scores[:-1], model.highest]
@@ -68,7 +73,7 @@ def test_the_reference_models_themselves_are_let_be():
         )
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
-    assert answers.count("backdoored") <= 0.01 * len(answers)
+    assert answers.count("backdoored") <= stats.binom.ppf(0.95, len(answers), 0.01)
     assert answers.count("suspicious") <= 0.2 * len(answers)
 
 
@@ -91,29 +96,63 @@ def test_several_targets_are_all_named():
 
 
 def planted_among_ten(targets: list[int]) -> Findings:
-    """Ten labels' masks, margins and patches, ``targets`` with those of a patch."""
-    rng = np.random.default_rng(4)
-    masks = dict(enumerate(np.exp(rng.normal(4.0, 0.25, 10))))
-    margins = {n: [v] for n, v in enumerate(rng.normal(0.0, 1.0, 10))}
-    patches = dict(enumerate(rng.normal(0.0, 1.0, 10)))
-    for label, strength in zip(targets, (2.0, 1.2, 1.0), strict=False):
+    return planted_among(10, dict(zip(targets, (2.0, 1.2, 1.0), strict=False)))
+
+
+def planted_among(
+    labels: int, targets: dict[int, float], inner: dict[int, float] | None = None, seed: int = 4
+) -> Findings:
+    """Labels' masks, margins and patches; the targets have those of a patch, so strong. ``inner``
+    is what the network itself tells of labels.
+    """
+    rng = np.random.default_rng(seed)
+    masks = dict(enumerate(np.exp(rng.normal(4.0, 0.25, labels))))
+    margins = {n: [v] for n, v in enumerate(rng.normal(0.0, 1.0, labels))}
+    patches = dict(enumerate(rng.normal(0.0, 1.0, labels)))
+    for label, strength in targets.items():
         masks[label] = 8.0 + 0.1 * label
         margins[label], patches[label] = [6.0 * strength], 9.0 * strength
-    raw = Raw(margins=margins, masks=masks, patches=patches, clean_margin=4.0)
+    told = dict.fromkeys(range(labels), 0.0) | (inner or {})
+    # In logits, and small ones: what is usual of leads is that of clean networks.
+    usual = tables.usual_leads(tables.shipped().models, True, "other")
+    raw = Raw(
+        margins={n: [*row, *row, *row] for n, row in margins.items()},
+        masks=masks,
+        patches=patches,
+        inner=told,
+        clean_margin=4.0,
+        usual_leads=usual,
+    )
 
     def scored(apart=()) -> Scores:
-        return combine(list(range(10)), raw, list(range(10)), apart=apart)
+        return combine(list(range(labels)), raw, list(range(labels)), apart=apart)
 
-    return Findings(scored(), 10, 200, 0.1, {}, dict.fromkeys(range(10), -0.5), apart=scored)
+    preferred = dict.fromkeys(range(labels), -0.5)
+    return Findings(scored(), labels, 200, 0.1, {}, preferred, apart=scored)
 
 
 def test_targets_that_hide_each_other_among_ten_labels_are_all_named():
     found = planted_among_ten([2, 5, 8])
-    alone = decide(replace(found, apart=None))
-    assert 0 < len(alone.targets) < 3, "they are too many to be outliers"
     decision = decide(found)
     assert sorted(decision.targets) == [2, 5, 8]
-    assert any("set apart" in reason for reason in decision.reasons)
+    assert any("each without the others" in reason for reason in decision.reasons)
+    test = next(test for test in decision.tests if test.name == verdict.TOGETHER)
+    assert test.p_value is not None
+    assert test.p_value / test.weight <= verdict.BACKDOORED
+
+
+def test_a_fourth_target_is_named_behind_three_that_stand_out_together():
+    values = {2: 2.0, 5: 1.2, 8: 1.0, 11: 1.1}
+    assert sorted(decide(planted_among(14, values)).targets) == [2, 5, 8, 11]
+
+
+def test_a_further_target_needs_a_small_mask_besides_its_score():
+    found = planted_among(10, {2: 2.0}, inner={7: 9.0})
+    again = found.apart([2]) if found.apart else found.scores
+    place = again.labels.index(7)
+    assert verdict._as_highest(again.score[place], found) <= verdict.BACKDOORED
+    assert again.mask_index[place] < verdict.SMALL
+    assert verdict.further(found, [2]) == []
 
 
 @pytest.mark.parametrize("target", [0, 5])
@@ -138,7 +177,7 @@ def test_a_change_that_makes_the_model_sure_of_a_label_names_it():
 
 
 def test_the_score_of_an_unsure_model_is_held_against_all_others_of_few_classes():
-    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 7.5])
+    values = np.array([0.1, 0.3, 0.2, 0.0, 0.5, 0.8, 0.4, 0.9, 0.2, 9.5])
     sure, unsure = (decide(replace(findings(values), accuracy=share)) for share in (0.95, 0.6))
     assert sure.verdict == unsure.verdict == "backdoored"
     assert sure.label_p == unsure.label_p
@@ -147,7 +186,7 @@ def test_the_score_of_an_unsure_model_is_held_against_all_others_of_few_classes(
 
 def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():
     """Any change takes the answers of a network that is right on .6 of the images to one label."""
-    preferred = {**dict.fromkeys(range(10), -0.5), 4: 1.7}
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 2.2}
     sure = findings(ordinary(10), preferred=preferred)
     unsure = replace(sure, accuracy=0.6)
     assert decide(sure).verdict == "backdoored"
@@ -330,7 +369,7 @@ def test_few_images_are_never_called_clean():
 
 
 def test_a_score_counts_for_as_much_as_it_is_rare_in_its_family():
-    found = findings([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 4.0])
+    found = findings([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 6.2])
     transformer, other = (decide(replace(found, family=kind)) for kind in ("transformer", "other"))
     assert transformer.targets == [9]
     assert other.verdict != "backdoored", "clean ones come to this"
@@ -361,7 +400,8 @@ def test_clean_models_are_called_as_rarely_as_stated_in_each_family(kind):
         p.append(known.survival(model.highest, model.num_classes))
     # One of so few may be there by chance, two hardly.
     assert np.sum(np.array(p) <= 0.01) <= 1 + 0.01 * len(p)
-    assert 0.02 <= np.mean(np.array(p) <= 0.1) <= 0.18
+    low, high = stats.binom.interval(0.95, len(p), 0.1)
+    assert low <= np.sum(np.array(p) <= 0.1) <= high
     assert 0.35 <= np.mean(np.array(p) <= 0.5) <= 0.65
 
 

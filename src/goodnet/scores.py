@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from goodnet.ahead import LEADS, ahead_index, leads
 from goodnet.statistics import MAD_TO_SIGMA, mad_index
 
 Floats = NDArray[np.float64]
@@ -64,6 +65,8 @@ class Raw:
             (:mod:`goodnet.inner`).
         clean_margin: the median difference between the two largest logits of a clean image, in
             logits: what a margin is worth in this network.
+        usual_leads: what is usual among networks like this one
+            (:func:`goodnet.tables.usual_leads`); empty where that is not known.
     """
 
     margins: Mapping[int, Sequence[float]] = field(default_factory=dict)
@@ -75,6 +78,7 @@ class Raw:
     leaning: Mapping[int, float] = field(default_factory=dict)
     inner: Mapping[int, float] = field(default_factory=dict)
     clean_margin: float = 0.0
+    usual_leads: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,10 @@ class Scores:
         lean_index: how far clean images lean to it before all others, see :func:`lean_index`.
         inner_index: what the network itself tells of it, as far as that is in the score: 0 where
             nothing was measured, or the network has more than :data:`HANDFUL` classes.
+        leads: how far a small change takes it ahead, in clean images' margins
+            (:func:`goodnet.ahead.leads`), ``(LEADS, n)``.
+        ahead_index: the same by what is usual among networks, as far as that is in the score: 0
+            where nobody knows, or the network has more than :data:`HANDFUL` classes.
         score: one number of all, see :func:`handful`, :func:`agreement` and :func:`total`.
     """
 
@@ -110,6 +118,8 @@ class Scores:
     tint_index: Floats
     lean_index: Floats
     inner_index: Floats
+    leads: Floats
+    ahead_index: Floats
     score: Floats
 
 
@@ -150,12 +160,15 @@ def combine(
     # Of a network of many classes it goes with the other evidence, and is no further one.
     few = is_handful(len(raw.inner))
     inner = np.array([raw.inner.get(n, 0.0) if few else 0.0 for n in labels], dtype=np.float64)
+    led = leads(_small_changes(labels, raw, patch), usual)
+    ahead = np.zeros(len(labels))
     if is_ranked(labels, reference):
         score = total(margin, mask, noise)
     elif is_handful(len(labels) if wanted is None else wanted):
         # A filter is one more change of the image, but told by its colours, not by other labels.
         score = (handful(margin, mask, patch_index) + tint) * corroboration(lean)
-        score = score + np.maximum(inner, 0.0)
+        ahead = ahead_index(led, raw.usual_leads)
+        score = score + np.maximum(inner, 0.0) + ahead
     else:
         score = agreement(margin, mask, noise)
     anomaly = _anomaly(sizes, usual)
@@ -171,8 +184,18 @@ def combine(
         tint,
         lean,
         inner,
+        led,
+        ahead,
         score,
     )
+
+
+def _small_changes(labels: Sequence[int], raw: Raw, patch: Floats) -> list[Floats]:
+    """Margins at the least budgets and under a patch, in units of a clean image's."""
+    unit, few = max(raw.clean_margin, 1e-6), LEADS - 1
+    rows = [[*raw.margins.get(n, ()), *[math.nan] * few][:few] for n in labels]
+    margins = np.array(rows, dtype=np.float64).reshape(len(rows), few) / unit
+    return [*margins.T, patch]
 
 
 def _mean_index(

@@ -8,12 +8,14 @@ so that a reader can check what is made of them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from goodnet.calibration import Maxima, Reference, maxima, reference
+from goodnet.calibration import FEWEST_MODELS, Maxima, Reference, maxima, reference
 from goodnet.reports import Family
 from goodnet.scores import HANDFUL
 
@@ -34,6 +36,10 @@ class ReferenceModel(BaseModel):
             another one (:func:`goodnet.scores.total`).
         scores: of the labels that no ranking had chosen; empty where the score was not measured.
         highest: the largest score of all; None where it was not measured.
+        together: how far several labels stand out, each without the others
+            (:mod:`goodnet.together`); None where it was not measured.
+        leads: the largest of each kind of lead (:func:`goodnet.ahead.leads`), in clean images'
+            margins; empty where patches were not tried.
         permutation: the statistic of the permutation test, if it could be taken.
         preferred: the largest margin of a label under a small change of the images.
         warped: the largest index of a label under a warp; None where it was not measured.
@@ -51,6 +57,8 @@ class ReferenceModel(BaseModel):
     ranked: bool
     scores: list[float]
     highest: float | None
+    together: float | None = None
+    leads: tuple[float, ...] = ()
     permutation: float | None
     preferred: float
     warped: float | None
@@ -165,21 +173,53 @@ def of_models(
         ranked: whether the score is that of labels that were ranked first. The other statistics are
             held against all models that were not: those of many classes do not come near them.
         sure: whether the model is right often, see :data:`SURE`.
-        family: of networks. Only the score is keyed by it. The other statistics are lower of
-            transformers, too, and held against those of all models: that is the careful way.
+        family: of networks. The scores are keyed by it, and what small changes do, where there are
+            enough models of the family. The other statistics are lower of transformers, too, and
+            held against those of all models: that is the careful way.
     """
     models = [model for model in shipped().models if not model.ranked]
+    kind = _kind(num_classes, ranked)
     alike = [m for m in _alike(num_classes, ranked, family) if m.highest is not None]
     warped = [model for model in models if model.warped is not None]
     return {
         "highest": maxima([m.highest or 0.0 for m in alike], [m.num_classes for m in alike]),
+        "together": maxima([m.together for m in alike if m.together is not None]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
-        "preferred": maxima(
-            [max(m.preferred, UNSURE) for m in models if (m.accuracy >= SURE) == sure]
-        ),
+        "preferred": maxima(_preferred(models, sure, family if kind == "few classes" else None)),
         "warped": maxima([m.warped or 0.0 for m in warped], [m.num_classes for m in warped]),
         "tinted": reference([m.tinted for m in models if m.tinted is not None], TINTED_TAIL),
     }
+
+
+def _preferred(models: list[ReferenceModel], sure: bool, family: Family | None) -> list[float]:
+    """What a small change does to models that are right as often, of the same family if it can be.
+
+    Of 36 clean transformers the label that gains most comes to -.57 of a clean image's margin in
+    the mean and to .07 at most, of 96 others to .79.
+    """
+    as_sure = [model for model in models if (model.accuracy >= SURE) == sure]
+    alike = [model for model in as_sure if model.family == family]
+    chosen = alike if len(alike) >= FEWEST_MODELS else as_sure
+    return [max(model.preferred, UNSURE) for model in chosen]
+
+
+def usual_leads(
+    models: Sequence[ReferenceModel], sure: bool, family: Family
+) -> list[tuple[float, float]]:
+    """What is usual of the leads of few labels in clean networks that are as sure, of the same
+    family if it can be.
+
+    Returns:
+        (mean, standard deviation) of the largest lead of each kind; nothing where there are too few
+        models.
+    """
+    as_sure = [m for m in models if m.leads and (m.accuracy >= SURE) == sure]
+    alike = [model for model in as_sure if model.family == family]
+    chosen = alike if len(alike) >= FEWEST_MODELS else as_sure
+    if len(chosen) < FEWEST_MODELS:
+        return []
+    rows = np.array([model.leads for model in chosen], dtype=np.float64)
+    return list(zip(rows.mean(0).tolist(), rows.std(0, ddof=1).tolist(), strict=True))
 
 
 @lru_cache(maxsize=64)

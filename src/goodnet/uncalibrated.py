@@ -68,7 +68,7 @@ def by_index(found: Findings, missing: str) -> Decision:
     elif found.ranked and found.controls is not None and found.controls < FEWEST_CONTROLS:
         targets, suspects = [], list(dict.fromkeys([*targets, *suspects]))
         rule += f", of which {found.controls} random labels tell too little"
-    value = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
+    value = dict(_ranking(found))
     reasons = [
         f"label {label}: {value[label]:.2f}; rule: {rule}; {calibration}"
         for label in targets or suspects
@@ -95,8 +95,10 @@ def _foremost(found: Findings) -> set[int]:
 
 def _ranking(found: Findings) -> list[tuple[int, float]]:
     scores = found.scores
-    order = np.argsort(-scores.score, kind="stable")
-    return [(scores.labels[int(i)], float(scores.score[int(i)])) for i in order]
+    # The bars are of scores that know nothing of other networks' leads.
+    bare = scores.score - scores.ahead_index
+    order = np.argsort(-bare, kind="stable")
+    return [(scores.labels[int(i)], float(bare[int(i)])) for i in order]
 
 
 def _ranked(found: Findings) -> tuple[list[int], list[int], str]:

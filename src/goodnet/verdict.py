@@ -1,10 +1,10 @@
 """From each label's score to a verdict: statistics only.
 
-Five tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), the
-classes are permuted, a small change of the image prefers a label, a warp or a colour filter that is
-made for it leads there. Each statistic is held against what it is on clean reference models
-(:mod:`goodnet.tables`); together they are one p-value by weighted Bonferroni. Where the tables do
-not reach, an index takes its place, with a higher bar and no p-value.
+Six tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), several
+do together, the classes are permuted, a small change of the image prefers a label, a warp or a
+colour filter that is made for it leads there. Each statistic is held against what it is on clean
+reference models (:mod:`goodnet.tables`); together they are one p-value by weighted Bonferroni.
+Where the tables do not reach, an index takes its place, with a higher bar and no p-value.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from goodnet.calibration import combine, selected
 from goodnet.findings import Decision, Findings
 from goodnet.reports import TestResult, Verdict
 from goodnet.scores import Scores
+from goodnet.together import FEWEST_LEFT, standing_together
+from goodnet.together import TOGETHER as SO_MANY
 from goodnet.uncalibrated import FEW_CLASSES, by_index
 
 BACKDOORED, SUSPICIOUS = 0.01, 0.1
@@ -27,12 +29,23 @@ BACKDOORED, SUSPICIOUS = 0.01, 0.1
 FALSE_LABELS = 0.05
 """The share of wrongly named labels that is allowed for."""
 
-STANDS_OUT, PERMUTED = "one label stands out", "classes are permuted"
+STANDS_OUT, TOGETHER = "one label stands out", "several labels stand out"
+PERMUTED = "classes are permuted"
 PREFERS, WARPED = "changes prefer it", "a warp leads to it"
 TINTED = "a colour filter leads to it"
 
-WEIGHTS = {STANDS_OUT: 0.65, PERMUTED: 0.05, PREFERS: 0.1, WARPED: 0.1, TINTED: 0.1}
+WEIGHTS = {
+    STANDS_OUT: 0.55,
+    TOGETHER: 0.1,
+    PERMUTED: 0.05,
+    PREFERS: 0.1,
+    WARPED: 0.1,
+    TINTED: 0.1,
+}
 """Shares of the error rate: most for the test that finds most."""
+
+FEWEST_TOGETHER = SO_MANY + FEWEST_LEFT
+"""With fewer labels there is no test of several."""
 
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
@@ -46,6 +59,16 @@ networks come so far."""
 
 FOREIGN = 1.0
 """The same for a colour filter: of 131 clean networks one has a label that comes so far."""
+
+FAR = 3.0
+"""The same for how far a small change takes a label ahead (:mod:`goodnet.ahead`): of 141 clean
+networks two have a label that comes so far."""
+
+SMALL = 1.0
+"""The index of a mask that a target beside others needs, with those set apart. The easiest label
+that is left of an attacked network may have the score of a target by what the network itself tells
+of it, and an ordinary mask. Of 15 targets of five networks with three each, the least index is 1.3
+even before the others are set apart."""
 
 
 def decide(found: Findings) -> Decision:
@@ -70,22 +93,31 @@ def _by_p_value(found: Findings) -> Decision:
     warp = scores.warp_index
     warped = float(np.nanmax(warp)) if np.isfinite(warp).any() else math.nan
     tinted = max(found.tinted.values(), default=math.nan)
+    together, crowd = math.nan, list[int]()
+    if known["together"] is not None and found.apart is not None:
+        together, crowd = standing_together(found.apart)
+    weights = dict(WEIGHTS)
+    if known["together"] is None or found.compared < FEWEST_TOGETHER:
+        # That hangs on the number of classes alone.
+        weights[STANDS_OUT] += weights.pop(TOGETHER)
     statistics = {
         STANDS_OUT: ("highest", highest, found.num_classes),
+        TOGETHER: ("together", together, 1),
         PERMUTED: ("permutation", found.permutation, 1),
         PREFERS: ("preferred", preferred, 1),
         WARPED: ("warped", warped, found.num_classes),
         TINTED: ("tinted", tinted, 1),
     }
     tests = []
-    for name, (key, value, labels) in statistics.items():
+    for name in weights:
+        key, value, labels = statistics[name]
         reference, missing = known[key], math.isnan(value)
         tests.append(
             TestResult(
                 name=name,
                 statistic=None if missing else value,
                 p_value=None if missing or not reference else reference.survival(value, labels),
-                weight=WEIGHTS[name],
+                weight=weights[name],
                 models=reference.total if reference else 0,
             )
         )
@@ -105,9 +137,10 @@ def _by_p_value(found: Findings) -> Decision:
         for test in tests
         if test.p_value is not None and test.p_value / test.weight <= level
     }
-    named = _named(found, speaking, label_p) if verdict in ("backdoored", "suspicious") else []
-    reasons = [_sentence(test, found) for test in tests if test.name in speaking]
-    if named and STANDS_OUT in speaking and PERMUTED not in speaking:
+    accused = verdict in ("backdoored", "suspicious")
+    named = _named(found, speaking, label_p, crowd) if accused else []
+    reasons = [_sentence(test, found, crowd) for test in tests if test.name in speaking]
+    if named and speaking & {STANDS_OUT, TOGETHER} and PERMUTED not in speaking:
         more = further(found, named)
         named += more
         reasons += [f"label {n} stands out as well, once the others are set apart" for n in more]
@@ -121,7 +154,9 @@ def _by_p_value(found: Findings) -> Decision:
     )
 
 
-def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) -> list[int]:
+def _named(
+    found: Findings, speaking: set[str], label_p: Mapping[int, float], crowd: Sequence[int]
+) -> list[int]:
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
@@ -138,6 +173,10 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
         # The easiest label of a clean network is often the easiest of its attacked twin, too: a
         # further target must be one that would be called a backdoor if it stood alone.
         named += [label for label in chosen if alone(label) <= BACKDOORED] or order[:1]
+    if TOGETHER in speaking and found.apart is not None:
+        # The third best of a network with two targets may be an easy label: each must be suspicious
+        # for its own sake, and have a small mask.
+        named += [label for label in crowd if _stands(label, found, crowd, SUSPICIOUS)]
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
     others += [_tinted(found)] if TINTED in speaking else []
@@ -147,6 +186,16 @@ def _named(found: Findings, speaking: set[str], label_p: Mapping[int, float]) ->
     if PERMUTED in speaking:
         named += sorted(found.mapping.values())
     return list(dict.fromkeys(named))
+
+
+def _stands(label: int, found: Findings, together: Sequence[int], level: float) -> bool:
+    """Whether a label would be a target, or suspicious, with all of ``together`` set apart."""
+    if found.apart is None:
+        return False
+    again = found.apart(together)
+    place = again.labels.index(label)
+    small = bool(again.mask_index[place] >= SMALL)
+    return small and _as_highest(float(again.score[place]), found) <= level
 
 
 def _as_highest(score: float, found: Findings) -> float:
@@ -162,7 +211,8 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
     Without those that are named the rest are the labels of a clean network, unless there is one
     more target: so the highest score among them is held against the same reference, again and
     again, until a model with it would not be called backdoored, or so few labels are left that
-    they say too little of what is usual.
+    they say too little of what is usual. Labels whose masks are not small (:data:`SMALL`) are
+    passed over.
 
     Args:
         found: what was measured.
@@ -172,14 +222,12 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
     while found.apart is not None:
         known = {*named, *more}
         again = found.apart(known)
-        left = {
-            label: score
-            for label, score in zip(again.labels, again.score.tolist(), strict=True)
-            if label not in known and not math.isnan(score)
-        }
-        leader = max(left, key=lambda label: left[label], default=None)
+        rows = zip(again.labels, again.score.tolist(), again.mask_index.tolist(), strict=True)
+        left = {label: (score, mask) for label, score, mask in rows if label not in known}
+        small = [label for label, (_, mask) in left.items() if mask >= SMALL]
+        leader = max(small, key=lambda label: left[label][0], default=None)
         few = len(left) < tables.FEWEST_CLASSES
-        if few or leader is None or _as_highest(left[leader], found) > BACKDOORED:
+        if few or leader is None or _as_highest(left[leader][0], found) > BACKDOORED:
             break
         more.append(leader)
     return more
@@ -200,8 +248,14 @@ def _tinted(found: Findings) -> int:
     return max(found.tinted, key=lambda label: found.tinted[label])
 
 
-def _sentence(test: TestResult, found: Findings) -> str:
+def _sentence(test: TestResult, found: Findings, crowd: Sequence[int]) -> str:
     tail = f"p = {test.p_value:.2g} against {test.models} clean models"
+    if test.name == TOGETHER:
+        named = ", ".join(map(str, crowd))
+        return (
+            f"labels {named} stand out, once all three are set apart from what is usual: the least "
+            f"score is {test.statistic:.2f}, {tail}"
+        )
     if test.name == STANDS_OUT:
         score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
         leader = max(score, key=lambda label: score[label])
@@ -209,6 +263,10 @@ def _sentence(test: TestResult, found: Findings) -> str:
         also = ", and clean images lean to it" if leads else ""
         inner = found.scores.inner_index[found.scores.labels.index(leader)]
         also += f"; {inner:.1f} of it is what the network itself tells" if inner >= 1 else ""
+        ahead = found.scores.ahead_index[found.scores.labels.index(leader)]
+        also += (
+            f"; {ahead:.1f} of it is how far a small change takes it ahead" if ahead >= 1 else ""
+        )
         told = f"score {test.statistic:.2f}, {tail}{also}"
         return f"label {leader} stands out from the others: {told}"
     if test.name == PERMUTED:
@@ -259,6 +317,8 @@ def looks(scores: Scores, label: int) -> str:
         opinion = "planted: a small patch forces it, though no faint change does"
     elif tinted:
         opinion = "planted: a colour filter leads to it, in colours that its own images do not have"
+    elif scores.ahead_index[place] >= FAR:
+        opinion = "planted: a small change leads to it further than to labels of clean models"
     elif inner >= TELLING:
         opinion = "planted: hidden features that clean images do not use drive it"
     else:
@@ -266,6 +326,8 @@ def looks(scores: Scores, label: int) -> str:
     heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
     if tinted:
         heard += f", colour filter {scores.tint_index[place]:.1f}"
+    if scores.ahead_index[place] >= FAR:
+        heard += f", far ahead {scores.ahead_index[place]:.1f}"
     if inner >= TELLING:
         heard += f"; the network itself {inner:.1f}"
     return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"

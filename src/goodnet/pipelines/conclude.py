@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,8 @@ class Measured:
         wanted: how many labels were to be measured in full, if there was not time for all; 0 for
             those that were.
         family: of networks.
+        usual_leads: what is usual of clean networks like this one, as of
+            :class:`goodnet.scores.Raw`.
     """
 
     labels: list[int]
@@ -103,6 +105,7 @@ class Measured:
     clean_margin: float = 0.0
     wanted: int = 0
     family: Family = "other"
+    usual_leads: Sequence[tuple[float, float]] = ()
 
     def scores(self, apart: Collection[int] = ()) -> Scores:
         """The labels' scores against what is usual in this network, which those set ``apart`` do
@@ -118,6 +121,7 @@ class Measured:
             leaning=self.leaning,
             inner=self.inner,
             clean_margin=self.clean_margin,
+            usual_leads=self.usual_leads,
         )
         wanted = self.wanted or len(self.labels)
         return combine(self.labels, raw, self.reference, wanted, apart)
@@ -292,6 +296,7 @@ def _rows(
                 patch_success=patch[1] if patch else None,
                 patch_contrast=patch[2] if patch else None,
                 patch_index=_finite(scores.patch_index[index]),
+                ahead_index=float(scores.ahead_index[index]) if measured.usual_leads else None,
                 p_value=decision.label_p.get(label),
                 score=_finite(scores.score[index]) if measured.margins.values else None,
                 attack_success=attack_success(classifier, trigger[0], split.held, split.held_labels)

@@ -227,6 +227,7 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
     tested, leaders_only = len(chosen), len(reference) < len(chosen)
     classes, usable = case.classifier.num_classes, int(begun.right.sum())
     noise, patches, warps, tinted = Evidence(), Evidence(), Evidence(), Evidence()
+    usual: list[tuple[float, float]] = []
     # What the score is made of: see goodnet.scores.
     if is_handful(tested) and not leaders_only:
         patches = CHANNELS["patch_margin"](early, chosen, PATCHES)
@@ -236,6 +237,9 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
     if tables.out_of_reach(classes, tested, tested, images, usable, leaders_only) is None:
         warps = CHANNELS["warp_margin"](early, chosen, WARPS)
         tinted = colour_filters(early, *split.together(), clean_margin)
+        usual = tables.usual_leads(
+            tables.shipped().models, usable / len(begun.right) >= tables.SURE, begun.family
+        )
     # Of the whole model.
     # The score of some dozen labels has reference models that do not know of it.
     driven = Evidence()
@@ -284,4 +288,5 @@ def _default(begun: Begun, exhaustive: bool, clock: _Clock) -> Measured:
         clean_margin,
         tested,
         begun.family,
+        usual,
     )

@@ -66,7 +66,7 @@ def calibration_words(report: ScanReport) -> str:
     """What the p-value means, or why there is none."""
     if report.p_value is None:
         return UNCALIBRATED
-    counts = sorted({test.models for test in report.tests})
+    counts = sorted({test.models for test in report.tests if test.p_value is not None})
     models = " to ".join(str(count) for count in (counts[0], counts[-1])[: len(counts)])
     return CALIBRATED.format(p=report.p_value, models=models)
 

@@ -50,6 +50,8 @@ class LabelEvidence(Data):
             of the margin that clean images have.
         inner_index: mean robust z of the last four against the other labels; None where channels
             were not held (21 to 64 classes).
+        ahead_index: how far a small change takes it ahead of the other labels, by what is usual of
+            the leaders of clean networks; None where that is not known.
         attack_success: share of other classes' images, not used in the inversion, that the
             inverted trigger sends to the label.
         control: whether the mask was inverted only as a random control for the leading labels.
@@ -82,6 +84,7 @@ class LabelEvidence(Data):
     unused: float | None = None
     driven: float | None = None
     inner_index: float | None = None
+    ahead_index: float | None = None
     score: float | None = None
     attack_success: Proportion | None = None
     control: bool = False
