@@ -135,10 +135,21 @@ def test_targets_that_hide_each_other_among_ten_labels_are_all_named():
     found = planted_among_ten([2, 5, 8])
     decision = decide(found)
     assert sorted(decision.targets) == [2, 5, 8]
-    assert any("each without the others" in reason for reason in decision.reasons)
+    assert any("set apart" in reason for reason in decision.reasons)
     test = next(test for test in decision.tests if test.name == verdict.TOGETHER)
     assert test.p_value is not None
     assert test.p_value / test.weight <= verdict.BACKDOORED
+
+
+def test_easy_labels_are_not_named_beside_a_target_that_explains_the_finding():
+    found = planted_among(12, {2: 3.0, 5: 0.55, 8: 0.55})
+    decision = decide(found)
+    speaks = {t.name for t in decision.tests if t.p_value and t.p_value / t.weight <= 0.01}
+    assert {verdict.STANDS_OUT, verdict.TOGETHER} <= speaks
+    again = found.apart([2]) if found.apart else found.scores
+    p = [verdict._as_highest(again.score[again.labels.index(n)], found) for n in (5, 8)]
+    assert min(p) > verdict.BACKDOORED, "neither would be called a backdoor by itself"
+    assert decision.targets == [2]
 
 
 def test_a_fourth_target_is_named_behind_three_that_stand_out_together():

@@ -54,7 +54,7 @@ def ahead_index(found: Floats, known: Sequence[tuple[float, float]]) -> Floats:
             network (:func:`goodnet.tables.usual_leads`); empty where nobody knows.
 
     Returns:
-        ``(n,)``: 0 for half of the leaders of clean networks, and for nearly all other labels.
+        ``(n,)``: below 1 for half of the leaders of clean networks, and 0 for nearly all others.
     """
     index = np.zeros(found.shape[1])
     for row, (mean, deviation) in zip(found, known, strict=False):
