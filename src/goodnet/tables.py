@@ -86,9 +86,9 @@ more of them. With fewer than 8 labels the spread of the others says too little.
 SURE = 0.7
 """A model that is right less often is unsure of everything: small changes of the images take its
 answers to one label, further than any of a sure one's. By these, and by how far ahead a label is,
-it is held against unsure models. (Reference models are right on .52 to .67, or on .77 and more. By the
-score, in which that is allowed for, they do not differ: the highest is 3.2 in the mean of 35 unsure
-models of few classes, and 3.0 of 106 others.)"""
+it is held against unsure models. (Reference models are right on .52 to .67, or on .77 and more. By
+the score, in which that is allowed for, they do not differ: the highest is 3.2 in the mean of 35
+unsure models of few classes, and 3.0 of 106 others.)"""
 
 TINTED_TAIL = 0.4
 """Of most clean models the number under a colour filter is nought or nearly so, and it does not

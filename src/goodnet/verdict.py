@@ -174,8 +174,8 @@ def _named(
         # further target must be one that would be called a backdoor if it stood alone.
         named += [label for label in chosen if alone(label) <= BACKDOORED] or order[:1]
     if TOGETHER in speaking and STANDS_OUT not in speaking:
-        # Beside one that explains the finding the other two may be easy labels, and so may the third
-        # beside two: each must be suspicious for its own sake, and have a small mask.
+        # Beside one that explains the finding the other two may be easy labels, and so may the
+        # third beside two: each must be suspicious for its own sake, and have a small mask.
         named += [label for label in crowd if _stands(label, found, crowd, SUSPICIOUS)]
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
