@@ -1,0 +1,38 @@
+"""Images around those that are there: what a repair must leave alone besides those it is given."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SHIFT = 2
+"""By how many pixels an image is shifted at most, in each direction."""
+
+
+def surroundings(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``images``, each mixed with another one, with a patch of another one, or mirrored."""
+    height, width = images.shape[2:]
+    others = images[torch.randperm(len(images), generator=generator)]
+    changed = images.flip(3)
+    kinds = torch.randint(3, (len(images),), generator=generator)
+    changed[kinds == 0] = (0.5 * images + 0.5 * others)[kinds == 0]
+    for index in torch.nonzero(kinds == 1).flatten().tolist():
+        high, wide = (
+            int(torch.randint(max(1, side // 8), max(2, side // 2), (1,), generator=generator))
+            for side in (height, width)
+        )
+        top = int(torch.randint(height - high + 1, (1,), generator=generator))
+        left = int(torch.randint(width - wide + 1, (1,), generator=generator))
+        changed[index] = images[index]
+        place = (slice(None), slice(top, top + high), slice(left, left + wide))
+        changed[index][place] = others[index][place]
+    return changed
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """``images``, each shifted by up to :data:`SHIFT` pixels; what leaves at one side comes in at
+    the other.
+    """
+    ways = torch.randint(-SHIFT, SHIFT + 1, (len(images), 2), generator=generator).tolist()
+    moved = [torch.roll(x, tuple(way), (1, 2)) for x, way in zip(images, ways, strict=True)]
+    return torch.stack(moved)
