@@ -6,14 +6,11 @@ labels that are not targets. The new row minimises (L-BFGS)::
       mean over stamped images          max(0, z_t - z_o + 2 m)        the trigger fails
     + mean over clean images, not t     max(0, z_t - z_o + m_i)        they keep their answers
     + mean over clean images of t       (z_t - z_t_before)^2 / s^2     and so does t
-    + mean over what lies around them   (z_t - z_t_before)^2 / s^2     and what nobody gave
     + r |w - w_before|^2 / |w_before|^2
 
 with m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
 and s the spread of clean logits. The real trigger is stronger than a reversed one, hence 2 m.
-A stamped image then goes to some other label, not always its own. A few images of t leave a row
-most of its freedom, which it would use where other images of t are: so it is held as well where
-mixed, pasted and shifted images lie (:mod:`goodnet.remedies.surroundings`).
+A stamped image then goes to some other label, not always its own.
 """
 
 from __future__ import annotations
@@ -24,16 +21,12 @@ import torch
 from torch import Tensor
 
 from goodnet.classifier import Classifier
-from goodnet.head import Head, find_head
+from goodnet.head import find_head
 from goodnet.remedies.patient import Patient
-from goodnet.remedies.surroundings import shifted, surroundings
 
 RIDGE = 1e-2
 ITERATIONS = 200
-OWN_WEIGHT = AROUND_WEIGHT = 4.0
-TURNS = 6
-"""How often every image is changed, in two ways, to tell what lies around it."""
-
+OWN_WEIGHT = 4.0
 STAMPED_MARGIN = 2.0
 CHUNK = 512
 """Images that are stamped at a time."""
@@ -49,7 +42,6 @@ def last_layer(patient: Patient) -> Classifier:
     head = find_head(cured, patient.images[:8])
     targets = sorted(patient.triggers)
     clean = head.features(patient.images)
-    around = _around(patient, head)
     weight = head.weight.detach().T if head.transposed else head.weight.detach()
     bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
     rows = weight.clone()
@@ -64,13 +56,7 @@ def last_layer(patient: Patient) -> Classifier:
             ]
         )
         row, offset = _refit(
-            (clean, stamped, around),
-            patient.labels,
-            rows,
-            offsets,
-            target,
-            targets,
-            head.bias is not None,
+            clean, patient.labels, stamped, rows, offsets, target, targets, head.bias is not None
         )
         rows[target], offsets[target] = row, offset
     with torch.no_grad():
@@ -82,40 +68,19 @@ def last_layer(patient: Patient) -> Classifier:
     return cured
 
 
-def _around(patient: Patient, head: Head) -> Tensor:
-    """Features of images that lie around the clean ones."""
-    generator = torch.Generator().manual_seed(patient.seed)
-    found = []
-    for _ in range(TURNS):
-        found.append(head.features(shifted(patient.images, generator)))
-        found.append(head.features(shifted(surroundings(patient.images, generator), generator)))
-    return torch.cat(found)
-
-
 def _refit(
-    features: tuple[Tensor, Tensor, Tensor],
+    clean: Tensor,
     labels: Tensor,
+    stamped: Tensor,
     weight: Tensor,
     bias: Tensor,
     target: int,
     targets: Sequence[int],
     with_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The new row ``(D,)`` and its bias ``()`` for one target; the other rows stay.
-
-    Args:
-        features: ``(n, D)`` of clean images, stamped ones, and what lies around the clean ones.
-        labels: of the clean ones.
-        weight: ``(K, D)``, of the last layer so far.
-        bias: ``(K,)``.
-        target: whose row it is.
-        targets: all of them.
-        with_bias: whether there is one to be fitted.
-    """
-    clean, stamped, around = features
+    """The new row ``(D,)`` and its bias ``()`` for one target; the other rows stay."""
     clean_logits, stamped_logits = clean @ weight.T + bias, stamped @ weight.T + bias
     before = clean_logits[:, target].clone()
-    around_before = around @ weight[target] + bias[target]
     own = labels == target
     best_clean = _best_other(clean_logits, targets)[~own]
     best_stamped = _best_other(stamped_logits, targets)
@@ -143,8 +108,6 @@ def _refit(
             value = value + strayed / margin.clamp_min(1e-6)
         if bool(own.any()):
             value = value + OWN_WEIGHT * (at_clean[own] - before[own]).square().mean() / spread
-        strange = (around @ row + offset - around_before).square().mean()
-        value = value + AROUND_WEIGHT * strange / spread
         torch.autograd.backward(value)
         return value
 
