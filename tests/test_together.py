@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from goodnet import tables
+from goodnet import tables, verdict
 from goodnet.calibration import maxima
+from goodnet.findings import Decision, Findings
 from goodnet.scores import Raw, Scores, combine
 from goodnet.together import Scored, standing_together
+from goodnet.verdict import decide
 
 
-def network(labels: int, targets: Collection[int], rng: np.random.Generator) -> Scored:
-    """A network's labels, the targets with smaller masks and larger margins than the rest."""
+def planted(
+    labels: int,
+    targets: Mapping[int, float],
+    rng: np.random.Generator,
+    inner: Mapping[int, float] | None = None,
+    usual: Sequence[tuple[float, float]] = (),
+) -> Scored:
+    """Labels' masks, margins and patches; targets have those of a patch, so strong.
+
+    Args:
+        labels: how many.
+        targets: label -> how strong.
+        rng: of what is by chance.
+        inner: what the network itself tells of labels.
+        usual: of leads in other networks.
+    """
     masks = dict(enumerate(np.exp(rng.normal(4.0, 0.3, labels))))
-    margins = {n: [v] for n, v in enumerate(rng.normal(0.0, 1.0, labels))}
+    margins = dict(enumerate(rng.normal(0.0, 1.0, labels)))
     patches = dict(enumerate(rng.normal(0.0, 1.0, labels)))
-    for label in targets:
-        masks[label], margins[label], patches[label] = 12.0, [6.0], 6.0
-    raw = Raw(margins=margins, masks=masks, patches=patches, clean_margin=4.0)
+    for label, strength in targets.items():
+        masks[label], margins[label], patches[label] = 10.0, 6.0 * strength, 9.0 * strength
+    raw = Raw(
+        margins={n: [value] * 3 for n, value in margins.items()},
+        masks=masks,
+        patches=patches,
+        inner=dict.fromkeys(range(labels), 0.0) | dict(inner or {}),
+        clean_margin=4.0,
+        usual_leads=usual,
+    )
 
     def scored(apart: Collection[int] = ()) -> Scores:
         return combine(list(range(labels)), raw, list(range(labels)), apart=apart)
@@ -29,19 +52,42 @@ def network(labels: int, targets: Collection[int], rng: np.random.Generator) -> 
     return scored
 
 
+def network(labels: int, targets: Collection[int], rng: np.random.Generator) -> Scored:
+    """The same, the targets alike."""
+    return planted(labels, dict.fromkeys(targets, 1.0), rng)
+
+
+def findings(labels: int, scored: Scored) -> Findings:
+    preferred = dict.fromkeys(range(labels), -0.5)
+    return Findings(scored(()), labels, 200, 0.1, {}, preferred, apart=scored)
+
+
+def found(
+    labels: int, targets: dict[int, float], inner: dict[int, float] | None = None
+) -> Findings:
+    """With leads by what is usual among clean networks, as a scan has them."""
+    usual = tables.usual_leads(tables.shipped().models, True, "other")
+    return findings(labels, planted(labels, targets, np.random.default_rng(4), inner, usual))
+
+
+def speaking(decision: Decision) -> set[str]:
+    told = [t for t in decision.tests if t.p_value is not None]
+    return {t.name for t in told if (t.p_value or 0.0) / t.weight <= verdict.BACKDOORED}
+
+
 def test_three_targets_that_hide_each_other_are_the_set():
     scored = network(10, [1, 4, 7], np.random.default_rng(0))
-    alone = scored().score
-    number, together = standing_together(scored)
-    assert sorted(together) == [1, 4, 7]
-    assert number > float(np.max(alone)) + 1.0, "no label lies far from what they make usual"
+    assert sorted(standing_together(scored)[1]) == [1, 4, 7]
+    decision = decide(findings(10, scored))
+    assert speaking(decision) == {verdict.TOGETHER}, "none lies far from what they make usual"
+    assert (decision.verdict, sorted(decision.targets)) == ("backdoored", [1, 4, 7])
 
 
 def test_one_target_does_not_stand_out_in_company():
     rng = np.random.default_rng(1)
     one = [standing_together(network(10, [3], rng))[0] for _ in range(40)]
     none = [standing_together(network(10, [], rng))[0] for _ in range(40)]
-    assert abs(np.median(one) - np.median(none)) < 0.5
+    assert abs(np.median(one) - np.median(none)) < 0.2
 
 
 @pytest.mark.parametrize("labels", [4, 8, 9])
@@ -90,3 +136,48 @@ def test_the_reference_models_have_a_number_and_few_come_far():
         p = np.array([k.survival(v) for k, v in zip(left_out, values, strict=True) if k])
         assert np.mean(p <= 0.01) <= 0.05
         assert np.mean(p <= 0.1) <= 0.2
+
+
+def test_targets_that_hide_each_other_among_ten_labels_are_all_named():
+    decision = decide(found(10, {2: 2.0, 5: 1.2, 8: 1.0}))
+    assert sorted(decision.targets) == [2, 5, 8]
+    assert verdict.TOGETHER in speaking(decision)
+    assert any("set apart" in reason for reason in decision.reasons)
+
+
+def test_easy_labels_are_not_named_beside_a_target_that_explains_the_finding():
+    scan = found(12, {2: 3.0, 5: 0.55, 8: 0.55})
+    decision = decide(scan)
+    assert {verdict.STANDS_OUT, verdict.TOGETHER} <= speaking(decision)
+    beside = verdict._beside(scan, [2])
+    assert min(beside[5], beside[8]) > verdict.BACKDOORED, "no backdoor by themselves"
+    assert decision.targets == [2]
+
+
+def test_a_fourth_target_is_named_behind_three_that_stand_out_together():
+    decision = decide(found(14, {2: 2.0, 5: 1.2, 8: 1.0, 11: 1.1}))
+    assert sorted(decision.targets) == [2, 5, 8, 11]
+
+
+def test_a_further_target_needs_a_small_mask_besides_its_score():
+    scan = found(10, {2: 2.0}, inner={7: 12.0})
+    assert scan.apart is not None
+    again = scan.apart([2])
+    place = again.labels.index(7)
+    assert verdict._as_highest(again.score[place], scan) <= verdict.BESIDE
+    assert again.mask_index[place] < verdict.SMALL
+    assert verdict.further(scan, [2]) == []
+
+
+@pytest.mark.parametrize("target", [0, 5])
+def test_one_target_is_named_alone_also_when_it_is_set_apart(target):
+    assert decide(found(10, {target: 2.0})).targets == [target]
+
+
+@pytest.mark.parametrize(("labels", "tested"), [(9, False), (10, True), (20, True), (43, False)])
+def test_the_share_of_a_test_that_cannot_be_made_goes_to_the_single_label(labels, tested):
+    decision = decide(findings(labels, network(labels, [], np.random.default_rng(5))))
+    shares = {test.name: test.weight for test in decision.tests}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert (verdict.TOGETHER in shares) == tested
+    assert all(test.models for test in decision.tests), "each is held against something"

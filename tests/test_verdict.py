@@ -13,7 +13,7 @@ from goodnet import tables, verdict
 from goodnet.ahead import LEADS
 from goodnet.calibration import maxima
 from goodnet.findings import Findings
-from goodnet.scores import Raw, Scores, combine
+from goodnet.scores import Scores
 from goodnet.verdict import decide
 
 
@@ -54,7 +54,7 @@ def test_the_reference_models_are_clean_calibration_models_and_enough():
     assert max(m.num_classes for m in models) >= 43
 
 
-def test_the_reference_models_themselves_are_let_be():
+def test_the_reference_models_themselves_are_let_be(monkeypatch):
     """Each held against the others (and itself): "backdoored" as rarely as a p-value of .01 has to
     be, but for chance, "suspicious" rarely."""
     answers = []
@@ -70,7 +70,10 @@ def test_the_reference_models_themselves_are_let_be():
             tinted={} if model.tinted is None else {0: model.tinted},
             accuracy=model.accuracy,
             family=model.family,
+            apart=lambda _, mine=values: scores(mine),
         )
+        several = np.nan if model.together is None else model.together
+        monkeypatch.setattr(verdict, "standing_together", lambda _, number=several: (number, []))
         found.scores.warp_index[0] = np.nan if model.warped is None else model.warped
         answers.append(decide(found).verdict)
     assert answers.count("backdoored") <= stats.binom.ppf(0.95, len(answers), 0.01)
@@ -93,82 +96,6 @@ def test_several_targets_are_all_named():
     values = ordinary(43)
     values[[3, 9, 30]] = 7.5, 8.0, 7.0
     assert sorted(decide(findings(values)).targets) == [3, 9, 30]
-
-
-def planted_among_ten(targets: list[int]) -> Findings:
-    return planted_among(10, dict(zip(targets, (2.0, 1.2, 1.0), strict=False)))
-
-
-def planted_among(
-    labels: int, targets: dict[int, float], inner: dict[int, float] | None = None, seed: int = 4
-) -> Findings:
-    """Labels' masks, margins and patches; the targets have those of a patch, so strong. ``inner``
-    is what the network itself tells of labels.
-    """
-    rng = np.random.default_rng(seed)
-    masks = dict(enumerate(np.exp(rng.normal(4.0, 0.25, labels))))
-    margins = {n: [v] for n, v in enumerate(rng.normal(0.0, 1.0, labels))}
-    patches = dict(enumerate(rng.normal(0.0, 1.0, labels)))
-    for label, strength in targets.items():
-        masks[label] = 8.0 + 0.1 * label
-        margins[label], patches[label] = [6.0 * strength], 9.0 * strength
-    told = dict.fromkeys(range(labels), 0.0) | (inner or {})
-    # In logits, and small ones: what is usual of leads is that of clean networks.
-    usual = tables.usual_leads(tables.shipped().models, True, "other")
-    raw = Raw(
-        margins={n: [*row, *row, *row] for n, row in margins.items()},
-        masks=masks,
-        patches=patches,
-        inner=told,
-        clean_margin=4.0,
-        usual_leads=usual,
-    )
-
-    def scored(apart=()) -> Scores:
-        return combine(list(range(labels)), raw, list(range(labels)), apart=apart)
-
-    preferred = dict.fromkeys(range(labels), -0.5)
-    return Findings(scored(), labels, 200, 0.1, {}, preferred, apart=scored)
-
-
-def test_targets_that_hide_each_other_among_ten_labels_are_all_named():
-    found = planted_among_ten([2, 5, 8])
-    decision = decide(found)
-    assert sorted(decision.targets) == [2, 5, 8]
-    assert any("set apart" in reason for reason in decision.reasons)
-    test = next(test for test in decision.tests if test.name == verdict.TOGETHER)
-    assert test.p_value is not None
-    assert test.p_value / test.weight <= verdict.BACKDOORED
-
-
-def test_easy_labels_are_not_named_beside_a_target_that_explains_the_finding():
-    found = planted_among(12, {2: 3.0, 5: 0.55, 8: 0.55})
-    decision = decide(found)
-    speaks = {t.name for t in decision.tests if t.p_value and t.p_value / t.weight <= 0.01}
-    assert {verdict.STANDS_OUT, verdict.TOGETHER} <= speaks
-    again = found.apart([2]) if found.apart else found.scores
-    p = [verdict._as_highest(again.score[again.labels.index(n)], found) for n in (5, 8)]
-    assert min(p) > verdict.BACKDOORED, "neither would be called a backdoor by itself"
-    assert decision.targets == [2]
-
-
-def test_a_fourth_target_is_named_behind_three_that_stand_out_together():
-    values = {2: 2.0, 5: 1.2, 8: 1.0, 11: 1.1}
-    assert sorted(decide(planted_among(14, values)).targets) == [2, 5, 8, 11]
-
-
-def test_a_further_target_needs_a_small_mask_besides_its_score():
-    found = planted_among(10, {2: 2.0}, inner={7: 9.0})
-    again = found.apart([2]) if found.apart else found.scores
-    place = again.labels.index(7)
-    assert verdict._as_highest(again.score[place], found) <= verdict.BACKDOORED
-    assert again.mask_index[place] < verdict.SMALL
-    assert verdict.further(found, [2]) == []
-
-
-@pytest.mark.parametrize("target", [0, 5])
-def test_one_target_is_named_alone_also_when_it_is_set_apart(target):
-    assert decide(planted_among_ten([target])).targets == [target]
 
 
 def test_a_permutation_of_the_classes_names_all_that_it_reaches():

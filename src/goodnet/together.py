@@ -16,9 +16,9 @@ from goodnet.scores import Scores
 TOGETHER = 3
 """Labels that are set apart. Two hardly hide each other among ten."""
 
-FEWEST_LEFT = 7
-"""With fewer labels to be held against, what is usual is chance: reference models have seven and
-nine left."""
+FEWEST = 10
+"""With fewer than seven labels left to be held against, what is usual is chance: reference models
+have ten and twelve."""
 
 Scored = Callable[[Collection[int]], Scores]
 """Makes a network's scores with some labels set apart from what is usual."""
@@ -37,7 +37,7 @@ def standing_together(scored: Scored) -> tuple[float, list[int]]:
         The number, NaN where too few labels that were measured would be left, and the set, the
         strongest first.
     """
-    if len(_known(scored(()))) < TOGETHER + FEWEST_LEFT:
+    if len(_known(scored(()))) < FEWEST:
         return math.nan, []
     together: list[int] = []
     while len(together) < TOGETHER:

@@ -10,7 +10,7 @@ Where the tables do not reach, an index takes its place, with a higher bar and n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -18,9 +18,8 @@ from goodnet import tables
 from goodnet.calibration import combine, selected
 from goodnet.findings import Decision, Findings
 from goodnet.reports import TestResult, Verdict
-from goodnet.scores import Scores
-from goodnet.together import FEWEST_LEFT, standing_together
-from goodnet.together import TOGETHER as SO_MANY
+from goodnet.scores import Scores, is_handful
+from goodnet.together import FEWEST, standing_together
 from goodnet.uncalibrated import FEW_CLASSES, by_index
 
 BACKDOORED, SUSPICIOUS = 0.01, 0.1
@@ -47,9 +46,6 @@ WEIGHTS = {
     TINTED: 0.1,
 }
 """Shares of the error rate: most for the test that finds most."""
-
-FEWEST_TOGETHER = SO_MANY + FEWEST_LEFT
-"""With fewer labels there is no test of several."""
 
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
@@ -97,13 +93,10 @@ def _by_p_value(found: Findings) -> Decision:
     warp = scores.warp_index
     warped = float(np.nanmax(warp)) if np.isfinite(warp).any() else math.nan
     tinted = max(found.tinted.values(), default=math.nan)
+    weights = _weights(found)
     together, crowd = math.nan, list[int]()
-    if known["together"] is not None and found.apart is not None:
+    if TOGETHER in weights and found.apart is not None:
         together, crowd = standing_together(found.apart)
-    weights = dict(WEIGHTS)
-    if known["together"] is None or found.compared < FEWEST_TOGETHER:
-        # That hangs on the number of classes alone.
-        weights[STANDS_OUT] += weights.pop(TOGETHER)
     statistics = {
         STANDS_OUT: ("highest", highest, found.num_classes),
         TOGETHER: ("together", together, 1),
@@ -158,6 +151,16 @@ def _by_p_value(found: Findings) -> Decision:
     )
 
 
+def _weights(found: Findings) -> dict[str, float]:
+    """The shares of the tests, by the number of classes alone: with too few or too many for a test
+    of several labels its share is that of the single one.
+    """
+    if not found.ranked and is_handful(found.compared) and found.compared >= FEWEST:
+        return WEIGHTS
+    rest = {name: weight for name, weight in WEIGHTS.items() if name != TOGETHER}
+    return {**rest, STANDS_OUT: WEIGHTS[STANDS_OUT] + WEIGHTS[TOGETHER]}
+
+
 def _named(
     found: Findings, speaking: set[str], label_p: Mapping[int, float], crowd: Sequence[int]
 ) -> list[int]:
@@ -174,14 +177,14 @@ def _named(
         values = [label_p[label] for label in order]
         values += [1.0] * max(0, found.num_classes - len(values))
         chosen = [order[place] for place in selected(values, FALSE_LABELS)]
-        # The easiest label of a clean network is often the easiest of its attacked twin, too: a
-        # further target must be one that would be called a backdoor if it stood alone.
+        # The easiest label of a clean network is often the easiest of its attacked twin, too.
         named += [n for n in chosen if alone(n) <= (BACKDOORED if n == order[0] else BESIDE)]
         named = named or order[:1]
     if TOGETHER in speaking and STANDS_OUT not in speaking:
         # Beside one that explains the finding the other two may be easy labels, and so may the
         # third beside two: each must be suspicious for its own sake, and have a small mask.
-        named += [label for label in crowd if _stands(label, found, crowd, SUSPICIOUS)]
+        beside = _beside(found, crowd)
+        named += [label for label in crowd if beside.get(label, 1.0) <= SUSPICIOUS]
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
     others += [_tinted(found)] if TINTED in speaking else []
@@ -193,20 +196,22 @@ def _named(
     return list(dict.fromkeys(named))
 
 
-def _stands(label: int, found: Findings, together: Sequence[int], level: float) -> bool:
-    """Whether a label would be a target, or suspicious, with all of ``together`` set apart."""
+def _beside(found: Findings, apart: Collection[int]) -> dict[int, float]:
+    """Label -> the p-value of a model whose highest score is its own, with ``apart`` set apart from
+    what is usual, of every label that has a small mask then.
+    """
     if found.apart is None:
-        return False
-    again = found.apart(together)
-    place = again.labels.index(label)
-    small = bool(again.mask_index[place] >= SMALL)
-    return small and _as_highest(float(again.score[place]), found) <= level
+        return {}
+    again = found.apart(apart)
+    rows = zip(again.labels, again.score.tolist(), again.mask_index.tolist(), strict=True)
+    return {label: _as_highest(score, found) for label, score, mask in rows if mask >= SMALL}
 
 
 def _as_highest(score: float, found: Findings) -> float:
     """The p-value of a model whose highest score is this one."""
     known = tables.of_models(found.compared, found.ranked, found.sure, found.family)["highest"]
-    return known.survival(score, found.num_classes) / WEIGHTS[STANDS_OUT] if known else 1.0
+    share = _weights(found)[STANDS_OUT]
+    return known.survival(score, found.num_classes) / share if known else 1.0
 
 
 def further(found: Findings, named: Sequence[int]) -> list[int]:
@@ -215,24 +220,19 @@ def further(found: Findings, named: Sequence[int]) -> list[int]:
     Three targets among ten labels make what is usual so wide that none of them is far from it.
     Without those that are named the rest are the labels of a clean network, unless there is one
     more target: so the highest score among them is held against the same reference, again and
-    again, until a model with it would not be called backdoored, or so few labels are left that
-    they say too little of what is usual. Labels whose masks are not small (:data:`SMALL`) are
-    passed over.
+    again, until it is no longer as rare as :data:`BESIDE`, or so few labels are left that they say
+    too little of what is usual. Labels whose masks are not small (:data:`SMALL`) are passed over.
 
     Args:
         found: what was measured.
         named: the targets so far, at least one.
     """
     more: list[int] = []
-    while found.apart is not None:
+    while len(found.scores.labels) - len({*named, *more}) >= tables.FEWEST_CLASSES:
         known = {*named, *more}
-        again = found.apart(known)
-        rows = zip(again.labels, again.score.tolist(), again.mask_index.tolist(), strict=True)
-        left = {label: (score, mask) for label, score, mask in rows if label not in known}
-        small = [label for label, (_, mask) in left.items() if mask >= SMALL]
-        leader = max(small, key=lambda label: left[label][0], default=None)
-        few = len(left) < tables.FEWEST_CLASSES
-        if few or leader is None or _as_highest(left[leader][0], found) > BESIDE:
+        left = {label: p for label, p in _beside(found, known).items() if label not in known}
+        leader = min(left, key=lambda label: left[label], default=None)
+        if leader is None or left[leader] > BESIDE:
             break
         more.append(leader)
     return more
