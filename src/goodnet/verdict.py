@@ -26,8 +26,9 @@ BACKDOORED, SUSPICIOUS = 0.01, 0.1
 """The p-values up to which a model is called so."""
 
 BESIDE = 0.001
-"""The p-value that a label needs beside another one: easy labels of attacked networks come to .002
-(two of 36 that were named by .01 were no targets, as was one of the demo's network)."""
+"""The p-value that a label needs beside another one: an attacked network has labels that are easier
+than those of clean ones. By .01 two of 36 labels that were named were no targets
+(``benchmarks/RESULTS.md``), and one of the demo's network."""
 
 FALSE_LABELS = 0.05
 """The share of wrongly named labels that is allowed for."""
