@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from goodnet.classifier import Classifier
 from goodnet.images import Images
 from goodnet.parallel import Progress
-from goodnet.pipelines.scan import EVERY_LABEL, scan
+from goodnet.pipelines.scan import EVERY_LABEL, rescan
 from goodnet.reports import FreshScan, ScanReport
 
 FRESH_CONTROLS = 12
@@ -19,6 +21,7 @@ def fresh_scan(
     images: Images,
     report: ScanReport,
     targets: list[int],
+    treated: Collection[int],
     seed: int,
     workers: int | None,
     progress: Progress,
@@ -31,7 +34,8 @@ def fresh_scan(
         cured: the result of a remedy.
         images: all clean images.
         report: of the first scan.
-        targets: the labels that were treated.
+        targets: the labels that are repaired.
+        treated: these and those that were treated along.
         seed: of the scan, another one than the first.
         workers: threads, or None for one a core.
         progress: told what is being done.
@@ -46,12 +50,19 @@ def fresh_scan(
         # They were all measured in full, which takes too long for a second time.
         order = np.random.default_rng(seed).permutation(len(before))
         controls = [before[int(place)] for place in order[:FRESH_CONTROLS]]
-    chosen = sorted({*targets, *(controls or before)})
+    chosen = sorted({*treated, *(controls or before)})
     labels = chosen if len(chosen) < cured.num_classes else None
     # As it would be without its filter, which the scan would take for one more label.
     bare = cured.classes_only()
-    fresh = scan(
-        bare, images, labels=labels, seed=seed, workers=workers, progress=progress, device=device
+    fresh = rescan(
+        bare,
+        images,
+        treated,
+        labels=labels,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        device=device,
     )
 
     def masks(of: ScanReport) -> dict[int, float | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from goodnet.classifier import Classifier
 from goodnet.images import Images
 from goodnet.pipelines.conclude import answers_to
+from goodnet.remedies.surroundings import shifted
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
 from goodnet.trigger import NOBODY, Stamp, Trigger
@@ -26,6 +27,9 @@ WORKS = 0.5
 
 CHUNK = 512
 """Images that are stamped at a time: thousands, under four triggers each, fill a gigabyte."""
+
+COPIES, MOST_COPIES = 8, 4096
+"""Shifted copies of each image, and of all: one of each where these are more."""
 
 MOST_CLASSES = 5
 """That are told of, of those that lost."""
@@ -64,6 +68,8 @@ class Findings:
     Attributes:
         right: ``(n,)`` bool, of the clean images.
         accuracy: the share of them.
+        steady: the share of them and of shifted copies: what a repair costs is seen of a few images
+            only where it comes to a fiftieth or more, and of their copies before that.
         attacks: target, or NOBODY -> success of its worst trigger.
         led: the same of those images that do not get the target without a trigger as well: a
             network that is wrong on many images takes some of them for the target by itself.
@@ -80,6 +86,7 @@ class Findings:
     led: dict[int, Proportion]
     recovered: dict[int, Proportion]
     hardest: tuple[float, float]
+    steady: float
 
 
 def split(images: Images, seed: int) -> tuple[Images, Images]:
@@ -158,7 +165,21 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
         known += [share.value for share in (recovered[target], larger[2]) if share.n]
     hardest = (max(hits, default=1.0), min(known, default=0.0))
     accuracy = proportion(int(right.sum()), len(right))
-    return Findings(right, accuracy, attacks, led, recovered, hardest)
+    return Findings(
+        right, accuracy, attacks, led, recovered, hardest, _steady(jury, classifier, right)
+    )
+
+
+def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
+    """The share of the jury's images and their shifted copies that is answered rightly; the copies
+    are the same for every classifier.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hits = [right]
+    for _ in range(max(1, min(COPIES, MOST_COPIES // len(right)))):
+        copies = shifted(jury.pixels, generator)
+        hits.append(answers_to(classifier, copies) == jury.labels)
+    return float(torch.cat(hits).float().mean())
 
 
 def _under(

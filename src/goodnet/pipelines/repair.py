@@ -2,17 +2,17 @@
 
 The clean images are split once. Triggers that a remedy may use are fitted to the one part; the
 other part judges, with triggers of its own that were fitted to the *unrepaired* model there. What
-passes is scanned again from a cold start. Labels that were under suspicion, but not named, are
-treated along where that costs nothing: one of them may be a target that the scan has missed.
+passes is scanned again from a cold start. Labels that this scan names, or that were under suspicion
+before, are treated along: one of them may be a target that was missed beside the others.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from goodnet.certificate import confidences, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.images import Images, check_images
@@ -20,7 +20,7 @@ from goodnet.parallel import Progress, silent
 from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.begin import check_seed
-from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
+from goodnet.pipelines.candidates import Candidate, Limits
 from goodnet.pipelines.conclude import data_ref, model_ref
 from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
@@ -35,9 +35,10 @@ from goodnet.pipelines.suspects import (
     suspected,
     without_natural,
 )
-from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, WITHOUT_TRIGGERS, Patient
+from goodnet.pipelines.trying import Trials, try_all
+from goodnet.remedies import BY_NAME, FIRST, OF_ROWS, REMEDIES, Patient
 from goodnet.remedies.patient import FALSE_ALARMS
-from goodnet.reports import Certificate, RepairReport, ScanReport
+from goodnet.reports import Certificate, FreshScan, RepairReport, ScanReport
 from goodnet.trigger import NOBODY
 from goodnet.version import __version__
 
@@ -117,55 +118,22 @@ def repair(
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
     patient, jury = without_natural(by_colour_alone(report, targets), patient, jury)
-    suspects = [] if mapped or remedy in WITHOUT_TRIGGERS else suspected(report, targets)
+    suspects = suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = Limits(max_accuracy_loss, max_attack_success)
 
-    def look_again(candidate: Candidate) -> None:
-        try:
-            fresh = fresh_scan(candidate.classifier, images, report, targets, seeds[3], *means)
-        except GoodnetError as error:
-            # A result that answers with nonsense cannot be scanned, and is none.
-            if error.code not in ("D010", "M012"):
-                raise
-            candidate.standing, candidate.reason = "refused", error.message
-            return
-        candidate.fresh = fresh
-        candidate.standing, candidate.reason = judge_fresh(
-            candidate.standing, candidate.reason, fresh, targets
-        )
+    def scanned(candidate: Candidate) -> FreshScan:
+        treated = [*targets, *candidate.also]
+        return fresh_scan(candidate.classifier, images, report, targets, treated, seeds[3], *means)
 
-    candidates: list[Candidate] = []
-    best: Candidate | None = None
-    rounds = [first, *([name] for name in later)]
-    # One more for the best remedy with the suspects along.
-    sure = confidences(len(first), len(later) + bool(suspects))
-    for tried in rounds:
-        for name in tried:
-            progress(f"trying {name}", len(candidates), len(first) + len(later))
-            confidence = sure[len(candidates)]
-            made = attempt(name, REMEDIES[name], patient, jury, before, confidence, limits)
-            candidates.append(made)
-        best = best_of(candidates, before, limits)
-        while best is not None and best.fresh is None:
-            look_again(best)
-            best = best_of(candidates, before, limits)
-        if best is not None:
-            break
-    if best is not None and suspects and best.remedy not in WITHOUT_TRIGGERS:
-        progress(
-            f"trying {best.remedy} with {len(suspects)} more labels", len(candidates), len(sure)
-        )
-        wider = along(patient, *reverse(Wanted(suspects), classifier, mine, seeds[4], *means))
-        make = REMEDIES[best.remedy]
-        candidate = attempt(best.remedy, make, wider, jury, before, sure[-1], limits)
-        candidate.also = tuple(suspects)
-        candidates.append(candidate)
-        if candidate.no_worse(best, before, limits):
-            look_again(candidate)
-            best = candidate if candidate.no_worse(best, before, limits) else best
-    progress("trying remedies", len(first) + len(later), len(first) + len(later))
-    shown = best or candidates[-1]
+    def widened(of: Patient, labels: Collection[int], network: Classifier) -> Patient:
+        return along(of, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
+
+    trials = Trials(
+        patient, jury, before, limits, targets, scanned, None if mapped else widened, progress
+    )
+    best = try_all(trials, first, later, suspects)
+    shown = best or trials.made[-1]
     return GoodNet(
         classifier if best is None else _told_apart(best.classifier),
         RepairReport(
@@ -174,7 +142,7 @@ def repair(
             remedy=best.remedy if best is not None else None,
             targets=targets,
             also=list(best.also) if best is not None else [],
-            trials=[candidate.trial(candidate is best, before) for candidate in candidates],
+            trials=[candidate.trial(candidate is best, before) for candidate in trials.made],
             certificate=_certificate(shown, jury, before, limits),
             repair_images=len(mine),
             held_out_images=len(theirs),

@@ -8,7 +8,7 @@ compared with like.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,6 +93,85 @@ def scan(
             NaN, R003 for an unknown method or label or a budget of nothing, R010 for a device that
             cannot be used, O001 or O002 when the state cannot be kept.
     """
+    return _scan(
+        classifier,
+        images,
+        (),
+        method=method,
+        labels=labels,
+        exhaustive=exhaustive,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        budget=budget,
+        state=state,
+        leading=leading,
+        device=device,
+    )
+
+
+def rescan(
+    classifier: Classifier,
+    images: Images,
+    remade: Collection[int],
+    *,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: Progress = silent,
+    device: str = AUTO,
+) -> ScanReport:
+    """A scan of a repaired network, which looks at what changed images do.
+
+    What a row of the last layer draws on, and what channels drive it, tells of the training of a
+    network: a row that a remedy has made draws on whatever suited the remedy.
+
+    Args:
+        classifier: the repaired network, and so are the other arguments as of :func:`scan`.
+        images: clean images.
+        remade: the labels that were treated.
+        labels: those to look at.
+        seed: of everything random.
+        workers: threads.
+        progress: told what is being done.
+        device: the scan's.
+
+    Raises:
+        GoodnetError: as a scan.
+    """
+    return _scan(
+        classifier,
+        images,
+        remade,
+        method="default",
+        labels=labels,
+        exhaustive=False,
+        seed=seed,
+        workers=workers,
+        progress=progress,
+        budget=None,
+        state=None,
+        leading=nobody,
+        device=device,
+    )
+
+
+def _scan(
+    classifier: Classifier,
+    images: Images,
+    remade: Collection[int],
+    *,
+    method: str,
+    labels: Sequence[int] | None,
+    exhaustive: bool,
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+    budget: float | None,
+    state: Path | None,
+    leading: Leading,
+    device: str,
+) -> ScanReport:
     started = time.monotonic()
     if budget is not None and not budget > 0:
         raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
@@ -104,7 +183,7 @@ def scan(
     with repeatable(classifier.device):
         begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
         begun = replace(begun, case=replace(begun.case, leading=leading))
-        measured = _measure(begun, method, exhaustive, clock)
+        measured = _without_rows(_measure(begun, method, exhaustive, clock), remade)
         report = conclude(
             classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
         )
@@ -176,6 +255,15 @@ def _measure(begun: Begun, method: str, exhaustive: bool, clock: _Clock) -> Meas
     if method == "neural-cleanse":
         return _neural_cleanse(begun.case, begun.wanted)
     return _default(begun, exhaustive, clock)
+
+
+def _without_rows(measured: Measured, remade: Collection[int]) -> Measured:
+    """The same without what the rows of some labels tell."""
+    return replace(
+        measured,
+        signatures={n: row for n, row in measured.signatures.items() if n not in remade},
+        driven={n: size for n, size in measured.driven.items() if n not in remade},
+    )
 
 
 def _means(classifier: Classifier) -> dict[str, str]:

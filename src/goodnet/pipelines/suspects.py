@@ -110,10 +110,13 @@ def _filters(triggers: Sequence[Stamp]) -> list[Stamp]:
 def along(
     patient: Patient, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
-    """The same patient with triggers of further labels; what was kept is of the targets only."""
+    """The same patient with further triggers, of its targets or of other labels; what was kept is
+    of those that it had.
+    """
+    merged = {n: [*patient.triggers.get(n, ()), *row] for n, row in triggers.items()}
     return replace(
         patient,
-        masks={**patient.masks, **masks},
-        triggers={**patient.triggers, **triggers},
+        masks={**masks, **patient.masks},
+        triggers={**patient.triggers, **merged},
         kept={},
     )

@@ -34,9 +34,9 @@ from torch import Tensor
 
 from goodnet.classifier import Classifier
 from goodnet.perturbation import FAR_BELOW, MOMENTUM
-from goodnet.remedies.anchored import surroundings
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable, by_chance
+from goodnet.remedies.surroundings import surroundings
 
 
 @dataclass(frozen=True)

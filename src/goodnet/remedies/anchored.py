@@ -30,6 +30,7 @@ from goodnet.head import find_head
 from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable
+from goodnet.remedies.surroundings import surroundings
 from goodnet.trigger import NOBODY
 
 
@@ -185,23 +186,3 @@ def _stamped(
     for turn in torch.unique(picked).tolist():
         stamped[picked == turn] = triggers[turn].apply(images[picked == turn])
     return (images + strength * (stamped - images)).clamp(0, 1)
-
-
-def surroundings(images: Tensor, generator: torch.Generator) -> Tensor:
-    """``images``, each mixed with another one, with a patch of another one, or mirrored."""
-    height, width = images.shape[2:]
-    others = images[torch.randperm(len(images), generator=generator)]
-    changed = images.flip(3)
-    kinds = torch.randint(3, (len(images),), generator=generator)
-    changed[kinds == 0] = (0.5 * images + 0.5 * others)[kinds == 0]
-    for index in torch.nonzero(kinds == 1).flatten().tolist():
-        high, wide = (
-            int(torch.randint(max(1, side // 8), max(2, side // 2), (1,), generator=generator))
-            for side in (height, width)
-        )
-        top = int(torch.randint(height - high + 1, (1,), generator=generator))
-        left = int(torch.randint(width - wide + 1, (1,), generator=generator))
-        changed[index] = images[index]
-        place = (slice(None), slice(top, top + high), slice(left, left + wide))
-        changed[index][place] = others[index][place]
-    return changed

@@ -3,33 +3,55 @@
 Let h be the features of an image, z_t = w.h + b the target's logit, z_o the largest logit of the
 labels that are not targets. The new row minimises (L-BFGS)::
 
-      mean over stamped images          max(0, z_t - z_o + 2 m)        the trigger fails
-    + mean over clean images, not t     max(0, z_t - z_o + m_i)        they keep their answers
-    + mean over clean images of t       (z_t - z_t_before)^2 / s^2     and so does t
+    3 mean over stamped images             max(0, z_t - z_o + 3 m) / m     the trigger fails
+    + mean over clean images, not t        max(0, z_t - z_o + m_i) / m     they keep their answers
+    + mean over clean images of t          4 (z_t - z_t_before)^2 / s^2    and so does t
+    + mean over what lies around, not t    max(0, z_t - z_o + m_i) / m     and what nobody gave
+    + mean over what lies around, t        max(0, z_o - z_t + m_i) / m
     + r |w - w_before|^2 / |w_before|^2
 
 with m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
-and s the spread of clean logits. The real trigger is stronger than a reversed one, hence 2 m.
+and s the spread of clean logits. The real trigger is stronger than a reversed one, hence 3 m.
 A stamped image then goes to some other label, not always its own.
+
+A few images of t leave a row most of its freedom, which it would use where other images of t are:
+so it is held as well where mixed, pasted and shifted images lie
+(:mod:`goodnet.remedies.surroundings`). These need to keep their answers only, not their logits:
+held by those, the row of a transformer kept its backdoor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from goodnet.classifier import Classifier
-from goodnet.head import find_head
+from goodnet.head import Head, find_head
 from goodnet.remedies.patient import Patient
+from goodnet.remedies.surroundings import shifted, surroundings
 
 RIDGE = 1e-2
 ITERATIONS = 200
 OWN_WEIGHT = 4.0
-STAMPED_MARGIN = 2.0
+STAMPED_WEIGHT = STAMPED_MARGIN = 3.0
+TURNS, AROUND = 6, 4096
+"""How often every image is changed, in two ways, to tell what lies around it; less often where that
+makes more than so many in each way."""
+
 CHUNK = 512
 """Images that are stamped at a time."""
+
+
+@dataclass(frozen=True)
+class _Features:
+    """Of one target's images, ``(n, D)`` each: clean, stamped, and what lies around the clean."""
+
+    clean: Tensor
+    stamped: Tensor
+    around: Tensor
 
 
 def last_layer(patient: Patient) -> Classifier:
@@ -41,7 +63,7 @@ def last_layer(patient: Patient) -> Classifier:
     cured = patient.classifier.copy()
     head = find_head(cured, patient.images[:8])
     targets = sorted(patient.triggers)
-    clean = head.features(patient.images)
+    clean, around = head.features(patient.images), _around(patient, head)
     weight = head.weight.detach().T if head.transposed else head.weight.detach()
     bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
     rows = weight.clone()
@@ -55,8 +77,9 @@ def last_layer(patient: Patient) -> Classifier:
                 for part in torch.split(others, CHUNK)
             ]
         )
+        features = _Features(clean, stamped, around)
         row, offset = _refit(
-            clean, patient.labels, stamped, rows, offsets, target, targets, head.bias is not None
+            features, patient.labels, rows, offsets, target, targets, head.bias is not None
         )
         rows[target], offsets[target] = row, offset
     with torch.no_grad():
@@ -68,27 +91,53 @@ def last_layer(patient: Patient) -> Classifier:
     return cured
 
 
+def _around(patient: Patient, head: Head) -> Tensor:
+    """Features ``(n, D)`` of images that lie around the clean ones."""
+    generator = torch.Generator().manual_seed(patient.seed)
+    found = []
+    for _ in range(max(1, min(TURNS, AROUND // len(patient.images)))):
+        for images in (patient.images, surroundings(patient.images, generator)):
+            found.append(head.features(shifted(images, generator)))
+    return torch.cat(found)
+
+
 def _refit(
-    clean: Tensor,
+    features: _Features,
     labels: Tensor,
-    stamped: Tensor,
     weight: Tensor,
     bias: Tensor,
     target: int,
     targets: Sequence[int],
     with_bias: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The new row ``(D,)`` and its bias ``()`` for one target; the other rows stay."""
-    clean_logits, stamped_logits = clean @ weight.T + bias, stamped @ weight.T + bias
-    before = clean_logits[:, target].clone()
-    own = labels == target
-    best_clean = _best_other(clean_logits, targets)[~own]
-    best_stamped = _best_other(stamped_logits, targets)
-    top = clean_logits.topk(2, dim=1).values
-    margin = 0.5 * (top[:, 0] - top[:, 1]).median()
+    """The new row ``(D,)`` and its bias ``()`` for one target; the other rows stay.
+
+    Args:
+        features: of the images.
+        labels: of the clean ones, ``(n,)``.
+        weight: of the last layer so far, ``(K, D)``.
+        bias: ``(K,)``.
+        target: whose row it is.
+        targets: all of them.
+        with_bias: whether there is one to be fitted.
+    """
+    clean, stamped, around = (
+        some @ weight.T + bias for some in (features.clean, features.stamped, features.around)
+    )
+    best_clean, best_stamped, best_around = (
+        _best_other(logits, targets) for logits in (clean, stamped, around)
+    )
+    own, taken = labels == target, around.argmax(1) == target
+    top = clean.topk(2, dim=1).values
+    margin = (0.5 * (top[:, 0] - top[:, 1]).median()).clamp_min(1e-6)
     # An image that was close to the target before need not get further away than it was.
-    wanted = torch.minimum(margin, (best_clean - before[~own]).clamp_min(0.0))
-    spread = clean_logits.std().square().clamp_min(1e-6)
+    below = [
+        (features.clean[~own], best_clean[~own], clean[~own, target]),
+        (features.around[~taken], best_around[~taken], around[~taken, target]),
+    ]
+    apart = [(some, other, _least(margin, other - before)) for some, other, before in below]
+    above = around[taken, target] - best_around[taken]
+    spread = clean.std().square().clamp_min(1e-6)
     old = weight[target].clone()
     ridge = RIDGE / old.square().sum().clamp_min(1e-6)
     row = old.clone().requires_grad_(True)
@@ -96,24 +145,35 @@ def _refit(
     free = [row, offset] if with_bias else [row]
     solver = torch.optim.LBFGS(free, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
+    def short(some: Tensor, other: Tensor, least: Tensor | float, sign: float = 1.0) -> Tensor:
+        """By how much the target is not as far below others as it should be (or above)."""
+        if not len(some):
+            return some.new_zeros(())
+        return (sign * (some @ row + offset - other) + least).relu().mean() / margin
+
     def loss() -> Tensor:
         solver.zero_grad()
-        at_clean, at_stamped = clean @ row + offset, stamped @ row + offset
-        value = (
-            at_stamped - best_stamped + STAMPED_MARGIN * margin
-        ).relu().mean() / margin.clamp_min(1e-6)
+        value = STAMPED_WEIGHT * short(features.stamped, best_stamped, STAMPED_MARGIN * margin)
         value = value + ridge * (row - old).square().sum()
-        if len(best_clean):
-            strayed = (at_clean[~own] - best_clean + wanted).relu().mean()
-            value = value + strayed / margin.clamp_min(1e-6)
+        for some, other, least in apart:
+            value = value + short(some, other, least)
+        value = value + short(
+            features.around[taken], best_around[taken], _least(margin, above), sign=-1.0
+        )
         if bool(own.any()):
-            value = value + OWN_WEIGHT * (at_clean[own] - before[own]).square().mean() / spread
+            moved = features.clean[own] @ row + offset - clean[own, target]
+            value = value + OWN_WEIGHT * moved.square().mean() / spread
         torch.autograd.backward(value)
         return value
 
     with torch.enable_grad():
         solver.step(loss)  # type: ignore[no-untyped-call]  # torch has no types for it
     return row.detach(), offset.detach()
+
+
+def _least(margin: Tensor, own: Tensor) -> Tensor:
+    """The margin that is asked for: an image's own, from nought to the usual one."""
+    return torch.minimum(margin, own.clamp_min(0.0))
 
 
 def _best_other(logits: Tensor, targets: Sequence[int]) -> Tensor:

@@ -353,7 +353,7 @@ def _repair_facts(report: RepairReport) -> list[tuple[str, str]]:
         rows.insert(2, ("Filter", plain(filter_sentence(report.filter))))
     if report.also:
         along = [label_name(report.scan, label) for label in report.also]
-        rows.insert(4, ("Treated along", f"{listing(along)}, which the scan suspected"))
+        rows.insert(4, ("Treated along", f"{listing(along)}, which a scan suspected"))
     if report.output is not None:
         rows.insert(0, ("Output", f"{_where(report.output)}\n{_digest(report.output)}"))
     return rows

@@ -205,12 +205,11 @@ def certificate_sentence(certificate: Certificate) -> tuple[str, str]:
 
 
 def treatment(trial: RemedyTrial) -> str:
-    """The remedy, and the labels that it treated along with the targets."""
-    return (
-        f"{trial.remedy}, also {listing(list(map(str, trial.also)))}"
-        if trial.also
-        else trial.remedy
-    )
+    """The remedy, the labels that it treated once more, and those along with the targets."""
+    told = [trial.remedy]
+    told += [f"{listing(list(map(str, trial.again)))} again"] if trial.again else []
+    told += [f"also {listing(list(map(str, trial.also)))}"] if trial.also else []
+    return ", ".join(told)
 
 
 def outcome(trial: RemedyTrial) -> str:

@@ -41,6 +41,8 @@ class RemedyTrial(Data):
             what the attack wants, under the worst of the least triggers that worked before.
         recovered: the same -> share of the stamped images that are known for what they are again.
         also: labels that were treated along with the targets.
+        again: labels that a fresh scan of an earlier result named, and that were treated by the
+            triggers that lead that result to them as well.
     """
 
     remedy: str
@@ -53,6 +55,7 @@ class RemedyTrial(Data):
     recovered: dict[int, Proportion]
     seconds: float
     also: list[int] = Field(default_factory=list)
+    again: list[int] = Field(default_factory=list)
 
 
 class ClassChange(Data):

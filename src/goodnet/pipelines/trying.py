@@ -1,0 +1,133 @@
+"""Which remedies are tried, in which order, and which result is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from goodnet.certificate import confidences, judge_fresh
+from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
+from goodnet.parallel import Progress
+from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
+from goodnet.pipelines.jury import Findings, Jury
+from goodnet.remedies import REMEDIES, WITHOUT_TRIGGERS, Patient
+from goodnet.reports import FreshScan
+
+MORE = 2
+"""How often a result is made once more by what a fresh scan of it names."""
+
+
+@dataclass
+class Trials:
+    """Of one repair.
+
+    Attributes:
+        patient: what the remedies are given.
+        jury: what judges them.
+        before: what it says of the BadNet.
+        limits: to keep.
+        targets: the labels that are repaired.
+        scanned: scans a result afresh.
+        widened: of a patient, labels and a network, the patient with triggers that lead that
+            network to these labels; None where there are no labels to go by.
+        progress: told what is being done.
+        made: what was tried so far.
+    """
+
+    patient: Patient
+    jury: Jury
+    before: Findings
+    limits: Limits
+    targets: Sequence[int]
+    scanned: Callable[[Candidate], FreshScan]
+    widened: Callable[[Patient, Collection[int], Classifier], Patient] | None
+    progress: Progress
+    made: list[Candidate] = field(default_factory=list)
+
+
+def try_all(
+    trials: Trials, first: Sequence[str], later: Sequence[str], suspects: Collection[int]
+) -> Candidate | None:
+    """The result that is taken, or None; :attr:`Trials.made` tells of all.
+
+    The best of the first remedies is taken, or else the first of the others that will do. Where a
+    fresh scan of it names labels it is made once more, by the triggers that lead the *result* to
+    them: of the target, as a trigger that was reversed is not the only one that works, and of
+    others, which were not seen beside it. Labels that were suspected before are treated along where
+    that costs nothing.
+
+    Args:
+        trials: nothing made yet.
+        first: remedies that are all tried.
+        later: others that are tried one by one if those will not do.
+        suspects: labels that the scan suspected, but did not name.
+
+    Raises:
+        GoodnetError: those of the remedies and of the scan.
+    """
+    by_labels = not {*first, *later} <= {*WITHOUT_TRIGGERS}
+    widened = trials.widened if by_labels else None
+    more = MORE if widened is not None else 0
+    # Each has its share of the error, used or not.
+    sure = confidences(len(first), len(later) + more)
+    spare = sure[len(first) + len(later) :]
+    total = len(first) + len(later)
+
+    def made(name: str, patient: Patient, confidence: float) -> Candidate:
+        of = (patient, trials.jury, trials.before, confidence, trials.limits)
+        candidate = attempt(name, REMEDIES[name], *of)
+        trials.made.append(candidate)
+        return candidate
+
+    def once_more(best: Candidate, labels: Collection[int], network: Classifier) -> None:
+        if widened is None or not spare or not labels or best.remedy in WITHOUT_TRIGGERS:
+            return
+        trials.progress(f"trying {best.remedy} with more triggers", total, total)
+        candidate = made(best.remedy, widened(best.patient, labels, network), spare.pop())
+        known = {*trials.targets, *best.also}
+        candidate.also = (*best.also, *(label for label in labels if label not in known))
+        candidate.again = tuple(
+            sorted({*best.again, *(label for label in labels if label in known)})
+        )
+
+    def leader() -> Candidate | None:
+        return best_of(trials.made, trials.before, trials.limits)
+
+    tried = 0
+    for names in [first, *([name] for name in later)]:
+        for name in names:
+            trials.progress(f"trying {name}", tried, total)
+            made(name, trials.patient, sure[tried])
+            tried += 1
+        best = leader()
+        while best is not None and best.fresh is None:
+            once_more(best, _look_again(best, trials), best.classifier)
+            best = leader()
+        if best is not None:
+            break
+    if best is not None and len(spare) == more:
+        once_more(best, suspects, trials.patient.classifier)
+        wide = trials.made[-1]
+        if wide.also and wide.no_worse(best, trials.before, trials.limits):
+            _look_again(wide, trials)
+            best = wide if wide.no_worse(best, trials.before, trials.limits) else best
+    trials.progress("trying remedies", total, total)
+    return best
+
+
+def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
+    """Judges it by a fresh scan, and returns the labels that this names."""
+    try:
+        fresh = trials.scanned(candidate)
+    except GoodnetError as error:
+        # A result that answers with nonsense cannot be scanned, and is none.
+        if error.code not in ("D010", "M012"):
+            raise
+        candidate.standing, candidate.reason = "refused", error.message
+        return []
+    candidate.fresh = fresh
+    candidate.standing, candidate.reason = judge_fresh(
+        candidate.standing, candidate.reason, fresh, list(trials.targets)
+    )
+    return list(fresh.targets)
