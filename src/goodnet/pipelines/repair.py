@@ -130,7 +130,15 @@ def repair(
         return along(of, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
 
     trials = Trials(
-        patient, jury, before, limits, targets, scanned, None if mapped else widened, progress
+        patient,
+        REMEDIES,
+        jury,
+        before,
+        limits,
+        targets,
+        scanned,
+        None if mapped else widened,
+        progress,
     )
     best = try_all(trials, first, later, suspects)
     shown = best or trials.made[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from goodnet.certificate import confidences, judge_fresh
@@ -11,7 +11,7 @@ from goodnet.errors import GoodnetError
 from goodnet.parallel import Progress
 from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
 from goodnet.pipelines.jury import Findings, Jury
-from goodnet.remedies import REMEDIES, WITHOUT_TRIGGERS, Patient
+from goodnet.remedies import WITHOUT_TRIGGERS, Patient, Remedy
 from goodnet.reports import FreshScan
 
 MORE = 2
@@ -24,6 +24,7 @@ class Trials:
 
     Attributes:
         patient: what the remedies are given.
+        remedies: by name.
         jury: what judges them.
         before: what it says of the BadNet.
         limits: to keep.
@@ -36,6 +37,7 @@ class Trials:
     """
 
     patient: Patient
+    remedies: Mapping[str, Remedy]
     jury: Jury
     before: Findings
     limits: Limits
@@ -76,7 +78,7 @@ def try_all(
 
     def made(name: str, patient: Patient, confidence: float) -> Candidate:
         of = (patient, trials.jury, trials.before, confidence, trials.limits)
-        candidate = attempt(name, REMEDIES[name], *of)
+        candidate = attempt(name, trials.remedies[name], *of)
         trials.made.append(candidate)
         return candidate
 

@@ -20,7 +20,9 @@ from goodnet.remedies.patient import Patient
 from goodnet.remedies.pruning import pruning
 from goodnet.remedies.unlearning import THOROUGH, unlearning
 
-REMEDIES: dict[str, Callable[[Patient], Classifier]] = {
+Remedy = Callable[[Patient], Classifier]
+
+REMEDIES: dict[str, Remedy] = {
     "last-layer": last_layer,
     "anchored": anchored,
     "anchored-half": partial(anchored, settings=HALF),
@@ -49,4 +51,13 @@ WITHOUT_TRIGGERS = (*BASELINES, "adversarial")
 OF_ROWS = ("last-layer", "filter", "pruning")
 """These look at what each target has to itself, of which a map of all classes leaves nothing."""
 
-__all__ = ["BASELINES", "BY_NAME", "FIRST", "OF_ROWS", "REMEDIES", "WITHOUT_TRIGGERS", "Patient"]
+__all__ = [
+    "BASELINES",
+    "BY_NAME",
+    "FIRST",
+    "OF_ROWS",
+    "REMEDIES",
+    "WITHOUT_TRIGGERS",
+    "Patient",
+    "Remedy",
+]
