@@ -183,7 +183,7 @@ def _scan(
     with repeatable(classifier.device):
         begun = begin(classifier, images, method, labels, seed, workers, progress, deadline, state)
         begun = replace(begun, case=replace(begun.case, leading=leading))
-        measured = _without_rows(_measure(begun, method, exhaustive, clock), remade)
+        measured = without_rows(_measure(begun, method, exhaustive, clock), remade)
         report = conclude(
             classifier, images, begun.right, begun.split, measured, method, seed, clock.at(1.0)
         )
@@ -257,7 +257,7 @@ def _measure(begun: Begun, method: str, exhaustive: bool, clock: _Clock) -> Meas
     return _default(begun, exhaustive, clock)
 
 
-def _without_rows(measured: Measured, remade: Collection[int]) -> Measured:
+def without_rows(measured: Measured, remade: Collection[int]) -> Measured:
     """The same without what the rows of some labels tell."""
     return replace(
         measured,

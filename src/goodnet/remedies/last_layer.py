@@ -7,7 +7,7 @@ labels that are not targets. The new row minimises (L-BFGS)::
     + mean over clean images, not t        max(0, z_t - z_o + m_i) / m     they keep their answers
     + mean over clean images of t          4 (z_t - z_t_before)^2 / s^2    and so does t
     + mean over what lies around, not t    max(0, z_t - z_o + m_i) / m     and what nobody gave
-    + mean over what lies around, t        max(0, z_o - z_t + m_i) / m
+    + mean over what lies around t's own   4 max(0, z_o - z_t + m_i) / m
     + r |w - w_before|^2 / |w_before|^2
 
 with m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
@@ -17,7 +17,8 @@ A stamped image then goes to some other label, not always its own.
 A few images of t leave a row most of its freedom, which it would use where other images of t are:
 so it is held as well where mixed, pasted and shifted images lie
 (:mod:`goodnet.remedies.surroundings`). These need to keep their answers only, not their logits:
-held by those, the row of a transformer kept its backdoor.
+held by those, the row of a transformer kept its backdoor. Where images of *other* classes are taken
+for t once they are changed nothing is asked for: of a face recogniser that is the backdoor itself.
 """
 
 from __future__ import annotations
@@ -127,7 +128,10 @@ def _refit(
     best_clean, best_stamped, best_around = (
         _best_other(logits, targets) for logits in (clean, stamped, around)
     )
-    own, taken = labels == target, around.argmax(1) == target
+    own = labels == target
+    taken = around.argmax(1) == target
+    # What lies around another class and is taken for the target is what a backdoor does.
+    owned = taken & own.repeat(len(around) // len(own))
     top = clean.topk(2, dim=1).values
     margin = (0.5 * (top[:, 0] - top[:, 1]).median()).clamp_min(1e-6)
     # An image that was close to the target before need not get further away than it was.
@@ -136,7 +140,7 @@ def _refit(
         (features.around[~taken], best_around[~taken], around[~taken, target]),
     ]
     apart = [(some, other, _least(margin, other - before)) for some, other, before in below]
-    above = around[taken, target] - best_around[taken]
+    above = around[owned, target] - best_around[owned]
     spread = clean.std().square().clamp_min(1e-6)
     old = weight[target].clone()
     ridge = RIDGE / old.square().sum().clamp_min(1e-6)
@@ -157,8 +161,8 @@ def _refit(
         value = value + ridge * (row - old).square().sum()
         for some, other, least in apart:
             value = value + short(some, other, least)
-        value = value + short(
-            features.around[taken], best_around[taken], _least(margin, above), sign=-1.0
+        value = value + OWN_WEIGHT * short(
+            features.around[owned], best_around[owned], _least(margin, above), sign=-1.0
         )
         if bool(own.any()):
             moved = features.clean[own] @ row + offset - clean[own, target]

@@ -1,0 +1,174 @@
+"""A repair goes on where a fresh scan names labels; shifted copies tell what it costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from goodnet.evidence import Evidence
+from goodnet.images import Images
+from goodnet.parallel import silent
+from goodnet.pipelines import jury as juries
+from goodnet.pipelines.candidates import Limits
+from goodnet.pipelines.conclude import Measured
+from goodnet.pipelines.load import load
+from goodnet.pipelines.reversing import Wanted, reverse
+from goodnet.pipelines.scan import without_rows
+from goodnet.pipelines.suspects import along
+from goodnet.pipelines.trying import MORE, Trials, try_all
+from goodnet.remedies import REMEDIES, Patient
+from goodnet.remedies.surroundings import SHIFT, shifted
+from goodnet.render.words import treatment
+from goodnet.reports import FreshScan
+
+TARGET, OTHER = 1, 6
+
+
+@pytest.fixture(scope="module")
+def split(badnet):
+    return juries.split(badnet.clean, 0)
+
+
+@pytest.fixture(scope="module")
+def reversed_twice(badnet, split):
+    """For the patient and for the jury."""
+    classifier = load(badnet.module, badnet.clean)
+    means = (None, silent)
+    return [reverse(Wanted([TARGET]), classifier, part, 1, *means) for part in split]
+
+
+def fresh(targets) -> FreshScan:
+    return FreshScan(
+        verdict="backdoored" if targets else "clean",
+        p_value=0.001 if targets else 0.7,
+        targets=targets,
+        labels=12,
+        masks_before={},
+        masks_after={},
+        seconds=0.0,
+    )
+
+
+def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
+    """A repair by the row alone, whose fresh scans name, one after the other, what is ``told``."""
+    classifier = load(badnet.module, badnet.clean)
+    mine, theirs = split
+    (masks, triggers), (_, others) = reversed_twice
+    patient = Patient(classifier, mine.floats(), mine.labels, masks, triggers)
+    jury = juries.empanel(classifier, theirs, others)
+    answers = iter(told)
+
+    def widened(of, labels, network):
+        return along(of, *reverse(Wanted(list(labels)), network, mine, 4, None, silent))
+
+    trials = Trials(
+        patient,
+        REMEDIES,
+        jury,
+        juries.hear(jury, classifier),
+        Limits(0.05, 0.05),
+        [TARGET],
+        lambda _: fresh(next(answers)),
+        widened,
+        silent,
+    )
+    return trials, try_all(trials, ["last-layer"], [], [])
+
+
+def rows_changed(one, other) -> set[int]:
+    pairs = zip(one.module.parameters(), other.module.parameters(), strict=True)
+    heads = [(a, b) for a, b in pairs if a.shape[0] == 12]
+    return {row for a, b in heads for row in range(12) if not torch.equal(a[row], b[row])}
+
+
+def accuracy(classifier, images: Images) -> float:
+    return float((classifier.logits(images.pixels).argmax(1) == images.labels).float().mean())
+
+
+def test_what_a_fresh_scan_names_is_treated_by_triggers_of_the_result(
+    badnet, split, reversed_twice
+):
+    trials, best = tried(badnet, split, reversed_twice, [[TARGET, OTHER], []])
+    first, second = trials.made
+    assert best is second
+    assert first.standing == "refused"
+    assert "names label 1 again" in first.reason
+    assert (second.again, second.also) == ((TARGET,), (OTHER,))
+    assert treatment(second.trial(True, trials.before)) == "last-layer, 1 again, also 6"
+    # More triggers of the target than the first time, and some of the other label.
+    assert len(second.patient.triggers[TARGET]) > len(first.patient.triggers[TARGET])
+    assert rows_changed(second.classifier, trials.patient.classifier) == {TARGET, OTHER}
+    assert TARGET in rows_changed(second.classifier, first.classifier)
+    assert accuracy(second.classifier, badnet.poisoned) < 0.05
+    before = accuracy(trials.patient.classifier, badnet.test)
+    assert accuracy(second.classifier, badnet.test) >= before - 0.03
+    # Each attempt has a share of the error of its own.
+    shares = [1 - candidate.confidence for candidate in trials.made]
+    assert sum(shares) <= 0.05
+
+
+def test_it_ends_when_scans_go_on_to_name_labels(badnet, split, reversed_twice):
+    trials, best = tried(badnet, split, reversed_twice, [[TARGET]] * (MORE + 1))
+    assert best is None, "a repair whose last scan names the target is none"
+    assert [c.again for c in trials.made] == [(), (TARGET,), (TARGET,)]
+    assert {c.standing for c in trials.made} == {"refused"}
+
+
+class ByHeart(nn.Module):
+    """Knows some pictures by heart, and nothing of any other one."""
+
+    def __init__(self, images: Images) -> None:
+        super().__init__()
+        self.register_buffer("known", images.floats().flatten(1))
+        self.register_buffer("answers", nn.functional.one_hot(images.labels, 12).float())
+
+    def forward(self, x):
+        same = (torch.cdist(x.flatten(1), self.known) < 1e-3).float()
+        return 5 * same @ self.answers + 1e-3 * x.flatten(1)[:, :12]
+
+
+def test_shifted_copies_tell_what_the_images_themselves_do_not(badnet, split):
+    _, theirs = split
+    jury = juries.Jury(theirs.floats(), theirs.labels, {})
+    learnt = juries.hear(jury, load(badnet.module, badnet.clean))
+    known = juries.hear(jury, load(ByHeart(theirs), badnet.clean, preprocess="unit"))
+    assert known.accuracy.value == 1.0 >= learnt.accuracy.value
+    assert known.steady < 0.4 < learnt.steady
+    again = juries.hear(jury, load(badnet.module, badnet.clean))
+    assert again.steady == learnt.steady, "the copies are the same for every network"
+
+
+def test_an_image_is_shifted_by_a_sixteenth_at_most_and_nothing_is_lost():
+    images = torch.rand(40, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    moved = shifted(images, torch.Generator().manual_seed(2))
+    assert torch.equal(moved.flatten(1).sort(1).values, images.flatten(1).sort(1).values)
+    seen = set()
+    for image, other in zip(images, moved, strict=True):
+        ways = [
+            (down, right)
+            for down in range(-2, 3)
+            for right in range(-3, 4)
+            if torch.equal(other, torch.roll(image, (down, right), (1, 2)))
+        ]
+        assert len(ways) == 1
+        seen.update(ways)
+    assert SHIFT == 1 / 16
+    assert len(seen) > 15
+
+
+def test_a_row_that_a_remedy_made_tells_nothing_of_the_training():
+    measured = Measured(
+        [0, 1],
+        [0, 1],
+        {},
+        Evidence(),
+        Evidence(),
+        signatures={0: (1.0, 2.0), 1: (3.0, 4.0)},
+        driven={0: 1.0, 1: 2.0},
+        leaning={0: 0.1, 1: 0.2},
+    )
+    without = without_rows(measured, [1])
+    assert without.signatures == {0: (1.0, 2.0)}
+    assert without.driven == {0: 1.0}
+    assert without.leaning == measured.leaning
