@@ -124,8 +124,10 @@ class ByHeart(nn.Module):
         self.register_buffer("answers", nn.functional.one_hot(images.labels, 12).float())
 
     def forward(self, x):
-        same = (torch.cdist(x.flatten(1), self.known) < 1e-3).float()
-        return 5 * same @ self.answers + 1e-3 * x.flatten(1)[:, :12]
+        flat = x.flatten(1)
+        far = torch.cdist(flat, self.known, compute_mode="donot_use_mm_for_euclid_dist")
+        same = (far < 1e-3).float()
+        return 5 * same @ self.answers + 1e-3 * flat[:, :12]
 
 
 def test_shifted_copies_tell_what_the_images_themselves_do_not(badnet, split):
