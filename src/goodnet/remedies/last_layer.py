@@ -8,9 +8,9 @@ labels that are not targets. The new row minimises (L-BFGS)::
     + mean over clean images of t          4 (z_t - z_t_before)^2 / s^2    and so does t
     + mean over what lies around, not t    max(0, z_t - z_o + m_i) / m     and what nobody gave
     + mean over what lies around t's own   4 max(0, z_o - z_t + m_i) / m
-    + r |w - w_before|^2 / |w_before|^2
+    + r |w - w_before|^2 / u^2
 
-with m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
+with u the median norm of a row, m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
 and s the spread of clean logits. The real trigger is stronger than a reversed one, hence 3 m.
 A stamped image then goes to some other label, not always its own.
 
@@ -143,7 +143,8 @@ def _refit(
     above = around[owned, target] - best_around[owned]
     spread = clean.std().square().clamp_min(1e-6)
     old = weight[target].clone()
-    ridge = RIDGE / old.square().sum().clamp_min(1e-6)
+    # Not of the target's own row, which may be large by its backdoor alone.
+    ridge = RIDGE / weight.square().sum(1).median().clamp_min(1e-6)
     row = old.clone().requires_grad_(True)
     offset = bias[target].clone().requires_grad_(with_bias)
     free = [row, offset] if with_bias else [row]
