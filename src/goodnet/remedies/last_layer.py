@@ -10,9 +10,9 @@ labels that are not targets. The new row minimises (L-BFGS)::
     + mean over what lies around t's own   4 max(0, z_o - z_t + m_i) / m
     + r |w - w_before|^2 / u^2
 
-with u the median norm of a row, m half of the median margin of clean images, m_i the smaller of m and the image's own margin,
-and s the spread of clean logits. The real trigger is stronger than a reversed one, hence 3 m.
-A stamped image then goes to some other label, not always its own.
+with u the median norm of a row, m half of the median margin of clean images, m_i the smaller of m
+and the image's own margin, and s the spread of clean logits. The real trigger is stronger than a
+reversed one, hence 3 m. A stamped image then goes to some other label, not always its own.
 
 A few images of t leave a row most of its freedom, which it would use where other images of t are:
 so it is held as well where mixed, pasted and shifted images lie
