@@ -181,7 +181,7 @@ def test_scan_then_repair_then_evaluate(files, tmp_path):
 
     good = ["evaluate", out, "--data", files / "data.npz", "--poisoned", files / "bad.npz"]
     after = json.loads(goodnet(*good, "--format", "json").stdout)
-    assert after["attack_success"]["value"] < 0.02
+    assert after["attack_success"]["value"] < 0.05
     result = goodnet("evaluate", *badnet, "--poisoned", files / "bad.npz", "--format", "json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
