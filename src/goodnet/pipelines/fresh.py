@@ -9,7 +9,7 @@ import numpy as np
 from goodnet.classifier import Classifier
 from goodnet.images import Images
 from goodnet.parallel import Progress
-from goodnet.pipelines.scan import EVERY_LABEL, rescan
+from goodnet.pipelines.scan import EVERY_LABEL, scan
 from goodnet.reports import FreshScan, ScanReport
 
 FRESH_CONTROLS = 12
@@ -54,15 +54,15 @@ def fresh_scan(
     labels = chosen if len(chosen) < cured.num_classes else None
     # As it would be without its filter, which the scan would take for one more label.
     bare = cured.classes_only()
-    fresh = rescan(
+    fresh = scan(
         bare,
         images,
-        treated,
         labels=labels,
         seed=seed,
         workers=workers,
         progress=progress,
         device=device,
+        remade=treated,
     )
 
     def masks(of: ScanReport) -> dict[int, float | None]:

@@ -66,6 +66,7 @@ def scan(
     state: Path | None = None,
     leading: Leading = nobody,
     device: str = AUTO,
+    remade: Collection[int] = (),
 ) -> ScanReport:
     """Looks for backdoors.
 
@@ -87,91 +88,15 @@ def scan(
         leading: told which labels stand out so far in what is being measured, the first one first.
         device: as :func:`goodnet.pipelines.placing.placed` takes it: ``"auto"``, ``"cpu"``,
             ``"cuda"``; with ``",float32"`` behind it nothing is computed in bfloat16.
+        remade: labels whose rows of the last layer a remedy has made. What a row draws on, and what
+            channels drive it, tells of a network's training; of these it tells of the remedy, and
+            is left out.
 
     Raises:
         GoodnetError: D007, D008, D009, M010 for unusable images, M012 when the model answers with
             NaN, R003 for an unknown method or label or a budget of nothing, R010 for a device that
             cannot be used, O001 or O002 when the state cannot be kept.
     """
-    return _scan(
-        classifier,
-        images,
-        (),
-        method=method,
-        labels=labels,
-        exhaustive=exhaustive,
-        seed=seed,
-        workers=workers,
-        progress=progress,
-        budget=budget,
-        state=state,
-        leading=leading,
-        device=device,
-    )
-
-
-def rescan(
-    classifier: Classifier,
-    images: Images,
-    remade: Collection[int],
-    *,
-    labels: Sequence[int] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: Progress = silent,
-    device: str = AUTO,
-) -> ScanReport:
-    """A scan of a repaired network, which looks at what changed images do.
-
-    What a row of the last layer draws on, and what channels drive it, tells of the training of a
-    network: a row that a remedy has made draws on whatever suited the remedy.
-
-    Args:
-        classifier: the repaired network, and so are the other arguments as of :func:`scan`.
-        images: clean images.
-        remade: the labels that were treated.
-        labels: those to look at.
-        seed: of everything random.
-        workers: threads.
-        progress: told what is being done.
-        device: the scan's.
-
-    Raises:
-        GoodnetError: as a scan.
-    """
-    return _scan(
-        classifier,
-        images,
-        remade,
-        method="default",
-        labels=labels,
-        exhaustive=False,
-        seed=seed,
-        workers=workers,
-        progress=progress,
-        budget=None,
-        state=None,
-        leading=nobody,
-        device=device,
-    )
-
-
-def _scan(
-    classifier: Classifier,
-    images: Images,
-    remade: Collection[int],
-    *,
-    method: str,
-    labels: Sequence[int] | None,
-    exhaustive: bool,
-    seed: int,
-    workers: int | None,
-    progress: Progress,
-    budget: float | None,
-    state: Path | None,
-    leading: Leading,
-    device: str,
-) -> ScanReport:
     started = time.monotonic()
     if budget is not None and not budget > 0:
         raise GoodnetError("R003", f"a budget of {budget:g} s", "give, say, 5m or 90s")
