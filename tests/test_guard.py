@@ -17,6 +17,7 @@ from torch import nn
 from goodnet.errors import GoodnetError
 from goodnet.formats import read_model
 from goodnet.formats.export_check import check_text, resolve
+from goodnet.formats.export_numbers import on_numbers
 from goodnet.formats.guard import check_exists, check_pickle_free_or_safe, sniff
 from goodnet.formats.pickles import pickle_globals
 
@@ -231,6 +232,14 @@ def test_numbers_that_no_size_has_are_not_counted_out(tmp_path, change):
     path = tmp_path / "bad.pt2"
     mutated(pt2_file(tmp_path / "good.pt2"), path, change)
     assert "does not run" in refused(path, "M003").message
+
+
+@pytest.mark.parametrize("name", ["add", "mul", "ge"])
+def test_no_list_is_taken_for_a_size(name):
+    """Multiplied, it would fill the memory before anything else is looked at."""
+    with pytest.raises(TypeError):
+        on_numbers(f"_operator.{name}")([1], 2)
+    assert on_numbers("torch.sym_sum")([1, 2]) == 3
 
 
 def test_a_batch_that_would_fill_the_memory_is_refused(tmp_path):

@@ -24,6 +24,7 @@ _SYMBOLIC = frozenset({
     "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sum", "_sym_sqrt",
 })  # fmt: skip
 """What PyTorch calls instead of the above where a size was not known at export."""
+_SUM = getattr(torch, "sym_sum", None)
 
 
 def on_numbers(target: str) -> Callable[..., Any] | None:
@@ -56,9 +57,10 @@ def _item(values: Any, place: Any) -> Any:
 
 def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*values: Any) -> Any:
+        # A list that is multiplied could fill the memory; a sum alone takes one.
+        listed = function is _SUM
         for value in values:
-            # A sum takes a list of them.
-            for number in value if isinstance(value, list | tuple) else [value]:
+            for number in value if listed and isinstance(value, list | tuple) else [value]:
                 _check(number)
         if function is operator.pow and abs(values[1]) > 63:
             raise ValueError("no size is such a power")
