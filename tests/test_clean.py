@@ -20,7 +20,10 @@ def some(images: Images, count: int, seed: int) -> Images:
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "classes", "epochs", "lessons", "bar"),
-    [("mnist", 10, 3, 10_000, 0.96), ("gtsrb", 43, 6, 9_000, 0.85)],
+    [
+        pytest.param("mnist", 10, 3, 10_000, 0.96, marks=pytest.mark.slow),
+        ("gtsrb", 43, 6, 9_000, 0.85),
+    ],
 )
 def test_a_clean_classifier_is_not_flagged(shared, name, classes, epochs, lessons, bar):
     archive = shared / f"data/{name}.npz"

@@ -134,7 +134,7 @@ def test_a_network_that_insists_on_its_memory_layout_is_scanned_all_the_same(hon
             return self.head(self.features(x))
 
     classifier = load(Viewing(), honest.clean)
-    report = scan(classifier, honest.clean, labels=[0, 1, 2, 3])
+    report = scan(classifier, honest.clean, labels=[0, 1])
     assert all(row.score is not None for row in report.labels)
 
 
