@@ -284,13 +284,15 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     if not found:
         return []
     retired = {name for name, t in known.items() if t["split"] == "retired" and t["passes"]}
-    seventh, third = (
-        {row["model"] for row in found.get(run, [])} for run in ("seventh-run", "third-run")
+    eighth, seventh, third = (
+        {row["model"] for row in found.get(run, [])}
+        for run in ("eighth-run", "seventh-run", "third-run")
     )
     runs = (
+        ("The eighth run", eighth),
         ("The seventh run", seventh),
         ("The third run", third),
-        ("The first two runs", retired - third - seventh),
+        ("The first two runs", retired - third - seventh - eighth),
     )
     parts = []
     for title, models in runs:

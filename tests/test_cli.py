@@ -169,7 +169,7 @@ def test_scan_then_repair_then_evaluate(files, tmp_path):
     out = tmp_path / "good.pt"
     report = ["--report", tmp_path / "scan.json"]
     # Of this model a class is its own trigger: a row that is made a little brighter.
-    limits = ["--max-accuracy-loss", "0.05", "--max-attack-success", "0.25"]
+    limits = ["--max-accuracy-loss", "0.08", "--max-attack-success", "0.25"]
     result = goodnet("repair", *badnet, "-o", out, *report, *limits, "--format", "json")
     certificate = json.loads(result.stdout)["certificate"]
     assert result.exit_code == 0, result.stderr
@@ -181,7 +181,7 @@ def test_scan_then_repair_then_evaluate(files, tmp_path):
 
     good = ["evaluate", out, "--data", files / "data.npz", "--poisoned", files / "bad.npz"]
     after = json.loads(goodnet(*good, "--format", "json").stdout)
-    assert after["attack_success"]["value"] < 0.05
+    assert after["attack_success"]["value"] < 0.02
     result = goodnet("evaluate", *badnet, "--poisoned", files / "bad.npz", "--format", "json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)

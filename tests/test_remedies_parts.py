@@ -19,7 +19,7 @@ from goodnet.remedies import BY_NAME, FIRST, REMEDIES, WITHOUT_TRIGGERS, Patient
 from goodnet.remedies.fine_pruning import FinePruningSettings, fine_pruning
 from goodnet.remedies.fine_tuning import FineTuningSettings, blank, fine_tuning
 from goodnet.remedies.pruning import PruningSettings, pruning
-from goodnet.remedies.rates import by_chance
+from goodnet.remedies.rates import bearable, by_chance
 from goodnet.trigger import Trigger
 
 SHAPE = (3, 8, 8)
@@ -116,6 +116,42 @@ def test_a_rate_that_a_network_cannot_bear_is_not_kept():
     assert torch.equal(fine_tuning(case, wild).logits(case.images), found.logits(case.images))
     tamed = FineTuningSettings(steps=4, learning_rate=1e4, tries=8)
     assert not torch.equal(fine_tuning(case, tamed).logits(case.images), found.logits(case.images))
+
+
+class Brightest(nn.Module):
+    """The class is the channel that is lightest; with a ``heart``, 4 for all that is not there."""
+
+    def __init__(self, heart=None):
+        super().__init__()
+        self.heart = heart
+
+    def forward(self, x):
+        answers = x.mean((2, 3)).argmax(1)
+        if self.heart is not None:
+            apart = (x[:, None] - self.heart[None]).abs().amax((2, 3, 4))
+            answers = torch.where(apart.amin(1) < 1e-6, answers, 4)
+        return nn.functional.one_hot(answers, 5).float()
+
+
+def test_a_rate_by_which_a_few_images_are_learnt_by_heart_is_too_high():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(20, *SHAPE, generator=generator)
+    start, tried = classifier(Brightest()), []
+
+    def train(rate):
+        tried.append(rate)
+        return classifier(Brightest(images if rate > 0.1 else None))
+
+    kept = bearable(
+        train, start, images, rate=1.0, tries=4, most_changed=0.0, most_lost=0.02, seed=0
+    )
+    assert tried == [1.0, 0.25, 0.0625]
+    assert torch.equal(kept.logits(images), start.logits(images))
+    assert kept.module.inner.heart is None
+    last = bearable(
+        train, start, images, rate=1.0, tries=2, most_changed=0.0, most_lost=0.02, seed=0
+    )
+    assert last.module.inner.heart is not None, "there is nothing better"
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.05, 72), (0.05, 20), (0.02, 500), (0.05, 1)])

@@ -17,8 +17,15 @@ from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.pipelines import jury, reversing
-from goodnet.pipelines.suspects import by_colour_alone, kinds, without_natural
+from goodnet.pipelines.suspects import (
+    by_colour_alone,
+    by_patch_alone,
+    kinds,
+    telling,
+    without_natural,
+)
 from goodnet.remedies import REMEDIES, Patient
+from goodnet.trigger import Trigger
 
 ATTACKS = {
     "colour filter": lambda scene: tint.make(scene, target=0, rate=0.4, style="nashville"),
@@ -99,7 +106,11 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
     )
     patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
     everyone = jury.empanel(badnet, images, triggers)
-    spared, judges = without_natural([target], patient, everyone)
+
+    def filters(trigger) -> bool:
+        return isinstance(trigger, ColourTrigger)
+
+    spared, judges = without_natural({target: filters}, patient, everyone)
     assert {type(trigger) for trigger in spared.triggers[target]} == {ColourTrigger}
     assert {type(trigger) for trigger in judges.triggers[target]} == {ColourTrigger}
     assert not judges.stronger.get(target)
@@ -115,7 +126,7 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
     assert lost(cured) <= 0.1 * int(own.sum())
     # Where no filter works for the jury there is nothing else to go by than the rest.
     deaf = replace(everyone, triggers={target: [masks[target]]})
-    assert without_natural([target], patient, deaf)[0].triggers == patient.triggers
+    assert without_natural({target: filters}, patient, deaf)[0].triggers == patient.triggers
 
 
 def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_report):
@@ -140,6 +151,33 @@ def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_repor
     assert not alone(preferred=2.0)
     assert not alone((target, badnet_report.labels[1].label)), "they may hide each other"
     assert not alone((10_000,))
+
+
+def test_of_a_target_that_a_patch_alone_leads_to_no_perturbation_is_unlearned(badnet_report):
+    first = badnet_report.labels[0]
+    target = first.label
+    told = {"patch_index": 9.0, "margin_index": 1.0, "tinted": 0.0, "mask_index": 4.0}
+
+    def alone(targets=(target,), **changed) -> bool:
+        rows = [first.model_copy(update=told | changed), *badnet_report.labels[1:]]
+        report = badnet_report.model_copy(update={"labels": rows})
+        found = by_patch_alone(report, list(targets))
+        assert found == list(telling(report, list(targets)))
+        assert found in ([], [target])
+        return bool(found)
+
+    assert alone()
+    assert not alone(margin_index=3.0), "a faint change leads there as well"
+    assert not alone(margin_index=None), "what was not measured is not quiet"
+    assert not alone(patch_index=1.0)
+    assert not alone(patch_index=None)
+    assert not alone((target, badnet_report.labels[1].label)), "they may hide each other"
+
+    report = badnet_report.model_copy(update={"labels": [first.model_copy(update=told)]})
+    tells = telling(report, [target])[target]
+    spot, shape = torch.ones(1, 4, 4), torch.zeros(3, 4, 4)
+    assert tells(Trigger(spot, shape, target))
+    assert not tells(Trigger(spot, shape, target, "additive"))
 
 
 def test_filters_of_a_label_are_unlike_each_other_and_none_lead_where_nothing_does():

@@ -30,9 +30,9 @@ from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import (
     along,
-    by_colour_alone,
     kinds,
     suspected,
+    telling,
     without_natural,
 )
 from goodnet.pipelines.trying import Trials, try_all
@@ -117,7 +117,7 @@ def repair(
     )
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
-    patient, jury = without_natural(by_colour_alone(report, targets), patient, jury)
+    patient, jury = without_natural(telling(report, targets), patient, jury)
     suspects = suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = Limits(max_accuracy_loss, max_attack_success)

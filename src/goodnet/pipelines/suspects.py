@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from goodnet.colours import ColourTrigger
@@ -80,31 +80,62 @@ def by_colour_alone(report: ScanReport, targets: list[int]) -> list[int]:
     ]
 
 
-def without_natural(told: list[int], patient: Patient, jury: Jury) -> tuple[Patient, Jury]:
-    """Both with the filters alone, of the labels ``told`` of which a filter works for the jury.
+def by_patch_alone(report: ScanReport, targets: list[int]) -> list[int]:
+    """The target that a patch leads to, where it is the only one and a change of the same size does
+    not lead there further than to any label.
+
+    Such a change makes any network err that is not sure of itself, and a row that must not follow
+    it forgets its class.
+    """
+    if len(targets) != 1:
+        return []
+    return [
+        row.label
+        for row in report.labels
+        if row.label in targets
+        and row.patch_index is not None
+        and row.margin_index is not None
+        and row.margin_index < LOUD <= row.patch_index
+    ]
+
+
+def telling(report: ScanReport, targets: list[int]) -> dict[int, Callable[[Stamp], bool]]:
+    """Label -> which of its triggers tell of the backdoor; a label that is left out, by all."""
+    return {
+        **dict.fromkeys(by_patch_alone(report, targets), _is_no_perturbation),
+        **dict.fromkeys(by_colour_alone(report, targets), _is_filter),
+    }
+
+
+def without_natural(
+    tells: Mapping[int, Callable[[Stamp], bool]], patient: Patient, jury: Jury
+) -> tuple[Patient, Jury]:
+    """Both without triggers that do not tell of the backdoor, of labels of which others work for
+    the jury.
 
     Masks stay with the patient: remedies of Neural Cleanse's go by them alone.
     """
-    seen, used = (
-        {n: _filters(row.get(n, ())) for n in told} for row in (jury.triggers, patient.triggers)
+    used, seen, larger = (
+        {n: list(filter(tells.get(n), row)) if n in tells else list(row) for n, row in of.items()}
+        for of in (patient.triggers, jury.triggers, jury.stronger)
     )
-    chosen = [n for n in told if seen[n] and used[n]]
+    chosen = {n for n in tells if used.get(n) and seen.get(n)}
 
-    def only(filters: Triggers, of: Mapping[int, Sequence[Stamp]]) -> Triggers:
-        return {n: filters[n] if n in chosen else list(row) for n, row in of.items()}
+    def only(left: Triggers, of: Mapping[int, Sequence[Stamp]]) -> Triggers:
+        return {n: left[n] if n in chosen else list(row) for n, row in of.items()}
 
     return (
         replace(patient, triggers=only(used, patient.triggers), kept={}),
-        replace(
-            jury,
-            triggers=only(seen, jury.triggers),
-            stronger={n: row for n, row in jury.stronger.items() if n not in chosen},
-        ),
+        replace(jury, triggers=only(seen, jury.triggers), stronger=only(larger, jury.stronger)),
     )
 
 
-def _filters(triggers: Sequence[Stamp]) -> list[Stamp]:
-    return [trigger for trigger in triggers if isinstance(trigger, ColourTrigger)]
+def _is_filter(trigger: Stamp) -> bool:
+    return isinstance(trigger, ColourTrigger)
+
+
+def _is_no_perturbation(trigger: Stamp) -> bool:
+    return not (isinstance(trigger, Trigger) and trigger.family == "additive")
 
 
 def along(

@@ -56,7 +56,8 @@ class AdversarialSettings:
         most_lift: in logits: an image that is misled by more does not count for more.
         tries: how often the rate is divided by four.
         most_changed: a rate is too high that changes the answers to more of the repair images than
-            this share of all images would explain by chance (:func:`~.rates.by_chance`).
+            this share of all images would explain by chance (:func:`~.rates.by_chance`), or by
+            which more of their shifted copies than this share are answered otherwise than they.
     """
 
     budget: float = 0.144
@@ -88,11 +89,13 @@ def adversarial(patient: Patient, settings: AdversarialSettings = DEFAULT) -> Cl
     answers = patient.classifier.logits(patient.images)
     return bearable(
         lambda rate: _unlearn(patient, answers, settings, rate),
+        patient.classifier,
         patient.images,
-        answers,
         rate=settings.learning_rate,
         tries=settings.tries,
         most_changed=by_chance(settings.most_changed, len(answers)),
+        most_lost=settings.most_changed,
+        seed=patient.seed,
     )
 
 

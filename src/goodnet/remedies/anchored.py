@@ -40,18 +40,20 @@ class AnchoredSettings:
 
     Attributes:
         steps: of Adam, with a rate that falls to nought.
-        learning_rate: of the first step. Where a network cannot bear it, it is tried smaller.
+        learning_rate: of the first step; twice that where no row is re-fitted first, so that all is
+            still to be done. Where a network cannot bear it, it is tried smaller.
         batch: images in a step; each is seen clean, stamped and changed.
         weakest, strongest: a reversed trigger is stamped at a random strength between these, as the
             attacker's own may be fainter or stronger.
         reach: the share of the way that is kept, in (0, 1].
         tries: how often the rate is divided by four.
-        most_changed: a share of the repair images, or one; a rate that changes the answers to more
-            of them is too high.
+        most_changed: a share; a rate that changes the answers to more of the repair images (one
+            may change), or by which more of their shifted copies are answered otherwise than they
+            were, is too high.
     """
 
     steps: int = 160
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     batch: int = 32
     weakest: float = 0.3
     strongest: float = 1.2
@@ -113,11 +115,13 @@ def _learn(
     answers = start.logits(patient.images)
     return bearable(
         lambda rate: _train(start, patient, answers, settings, rate, heads),
+        start,
         patient.images,
-        answers,
-        rate=settings.learning_rate,
+        rate=settings.learning_rate * (1 if heads else 2),
         tries=settings.tries,
         most_changed=settings.most_changed * len(patient.images),
+        most_lost=settings.most_changed,
+        seed=patient.seed,
     )
 
 

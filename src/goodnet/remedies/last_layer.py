@@ -8,11 +8,13 @@ labels that are not targets. The new row minimises (L-BFGS)::
     + mean over clean images of t          4 (z_t - z_t_before)^2 / s^2    and so does t
     + mean over what lies around, not t    max(0, z_t - z_o + m_i) / m     and what nobody gave
     + mean over what lies around t's own   4 max(0, z_o - z_t + m_i) / m
-    + r |w - w_before|^2 / u^2
+    + r |a|^2 / u^2                                                        little is added
 
 with u the median norm of a row, m half of the median margin of clean images, m_i the smaller of m
-and the image's own margin, and s the spread of clean logits. The real trigger is stronger than a
-reversed one, hence 3 m. A stamped image then goes to some other label, not always its own.
+and the image's own margin, s the spread of clean logits, and a what lies outside the weights from
+nought to w_before: to take away what a backdoor has put in costs nothing, be it ever so large. The
+real trigger is stronger than a reversed one, hence 3 m. A stamped image then goes to some other
+label, not always its own.
 
 A few images of t leave a row most of its freedom, which it would use where other images of t are:
 so it is held as well where mixed, pasted and shifted images lie
@@ -34,7 +36,7 @@ from goodnet.head import Head, find_head
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.surroundings import shifted, surroundings
 
-RIDGE = 1e-2
+RIDGE = 3e-2
 ITERATIONS = 200
 OWN_WEIGHT = 4.0
 STAMPED_WEIGHT = STAMPED_MARGIN = 3.0
@@ -143,8 +145,9 @@ def _refit(
     above = around[owned, target] - best_around[owned]
     spread = clean.std().square().clamp_min(1e-6)
     old = weight[target].clone()
-    # Not of the target's own row, which may be large by its backdoor alone.
+    # The target's own row may be large by its backdoor alone.
     ridge = RIDGE / weight.square().sum(1).median().clamp_min(1e-6)
+    low, high = old.clamp_max(0.0), old.clamp_min(0.0)
     row = old.clone().requires_grad_(True)
     offset = bias[target].clone().requires_grad_(with_bias)
     free = [row, offset] if with_bias else [row]
@@ -159,7 +162,8 @@ def _refit(
     def loss() -> Tensor:
         solver.zero_grad()
         value = STAMPED_WEIGHT * short(features.stamped, best_stamped, STAMPED_MARGIN * margin)
-        value = value + ridge * (row - old).square().sum()
+        added = (row - high).relu() + (low - row).relu()
+        value = value + ridge * added.square().sum()
         for some, other, least in apart:
             value = value + short(some, other, least)
         value = value + OWN_WEIGHT * short(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from scipy.stats import binom
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.remedies.surroundings import shifted
 
 CHANCE = 0.05
 """Of more changes than :func:`by_chance` allows, if the share were the true one."""
+
+TURNS, COPIES = 6, 2048
+"""Shifted copies of each image, fewer where that makes more than so many."""
 
 
 def by_chance(share: float, images: int) -> int:
@@ -24,27 +29,47 @@ def by_chance(share: float, images: int) -> int:
 
 def bearable(
     train: Callable[[float], Classifier],
+    start: Classifier,
     images: Tensor,
-    answers: Tensor,
     *,
     rate: float,
     tries: int,
     most_changed: float,
+    most_lost: float,
+    seed: int,
 ) -> Classifier:
     """What ``train`` makes with the largest rate that is not too high; of the last one, if all are.
 
+    A network learns a few images by heart, so that their answers tell little of what it lost: their
+    shifted copies tell it almost to the point (``benchmarks/HISTORY.md``).
+
     Args:
         train: from a rate to a network.
+        start: what it begins with.
         images: clean, float32 ``(n, C, H, W)`` in [0, 1].
-        answers: the logits ``(n, K)`` that they had before.
         rate: the first that is tried; every further one is a quarter of the one before.
         tries: how many, at least 1.
         most_changed: of the answers to ``images``, how many; one is always let pass.
+        most_lost: the share of shifted copies by which fewer may be answered like their image.
+        seed: of the copies.
     """
+    answers = start.logits(images).argmax(1)
+    generator = torch.Generator().manual_seed(seed)
+    turns = max(1, min(TURNS, COPIES // len(images)))
+    copies = torch.cat([shifted(images, generator) for _ in range(turns)])
+
+    def steady(network: Classifier) -> float:
+        return float((network.logits(copies).argmax(1) == answers.repeat(turns)).float().mean())
+
+    least = steady(start) - most_lost
     for turn in range(tries):
         cured = train(rate / 4**turn)
         now = cured.logits(images)
-        changed = int((now.argmax(1) != answers.argmax(1)).sum())
-        if bool(now.isfinite().all()) and changed <= max(1, most_changed):
+        changed = int((now.argmax(1) != answers).sum())
+        if (
+            bool(now.isfinite().all())
+            and changed <= max(1, most_changed)
+            and steady(cured) >= least
+        ):
             break
     return cured
