@@ -234,11 +234,10 @@ def test_numbers_that_no_size_has_are_not_counted_out(tmp_path, change):
     assert "does not run" in refused(path, "M003").message
 
 
-@pytest.mark.parametrize("name", ["add", "mul", "ge"])
-def test_no_list_is_taken_for_a_size(name):
+def test_no_list_is_taken_for_a_size():
     """Multiplied, it would fill the memory before anything else is looked at."""
     with pytest.raises(TypeError):
-        on_numbers(f"_operator.{name}")([1], 2)
+        on_numbers("_operator.mul")([1], 2**60)
     assert on_numbers("torch.sym_sum")([1, 2]) == 3
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_evidence import case, four_signs, taught, taught_clean
+from test_evidence import case, four_signs, taught, taught_clean, wrap
 from torch import nn
 
 from goodnet.attacks import quantisation, tint, warping
@@ -18,10 +18,12 @@ from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.suspects import (
+    along,
     by_colour_alone,
     by_patch_alone,
+    is_filter,
     kinds,
-    telling,
+    only_those,
     without_natural,
 )
 from goodnet.remedies import REMEDIES, Patient
@@ -107,10 +109,7 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
     patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
     everyone = jury.empanel(badnet, images, triggers)
 
-    def filters(trigger) -> bool:
-        return isinstance(trigger, ColourTrigger)
-
-    spared, judges = without_natural({target: filters}, patient, everyone)
+    spared, judges = only_those(target, is_filter, patient, everyone)
     assert {type(trigger) for trigger in spared.triggers[target]} == {ColourTrigger}
     assert {type(trigger) for trigger in judges.triggers[target]} == {ColourTrigger}
     assert not judges.stronger.get(target)
@@ -126,7 +125,7 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
     assert lost(cured) <= 0.1 * int(own.sum())
     # Where no filter works for the jury there is nothing else to go by than the rest.
     deaf = replace(everyone, triggers={target: [masks[target]]})
-    assert without_natural({target: filters}, patient, deaf)[0].triggers == patient.triggers
+    assert only_those(target, is_filter, patient, deaf)[0].triggers == patient.triggers
 
 
 def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_report):
@@ -156,28 +155,54 @@ def test_only_what_a_filter_alone_speaks_for_is_repaired_by_filters(badnet_repor
 def test_of_a_target_that_a_patch_alone_leads_to_no_perturbation_is_unlearned(badnet_report):
     first = badnet_report.labels[0]
     target = first.label
-    told = {"patch_index": 9.0, "margin_index": 1.0, "tinted": 0.0, "mask_index": 4.0}
+    told = {"patch_index": 19.0, "margin_index": 1.0}
 
-    def alone(targets=(target,), **changed) -> bool:
+    def with_told(**changed):
         rows = [first.model_copy(update=told | changed), *badnet_report.labels[1:]]
-        report = badnet_report.model_copy(update={"labels": rows})
-        found = by_patch_alone(report, list(targets))
-        assert found == list(telling(report, list(targets)))
-        assert found in ([], [target])
-        return bool(found)
+        return badnet_report.model_copy(update={"labels": rows})
 
-    assert alone()
-    assert not alone(margin_index=3.0), "a faint change leads there as well"
-    assert not alone(margin_index=None), "what was not measured is not quiet"
-    assert not alone(patch_index=1.0)
-    assert not alone(patch_index=None)
-    assert not alone((target, badnet_report.labels[1].label)), "they may hide each other"
+    assert by_patch_alone(with_told(), [target]) == [target]
+    assert not by_patch_alone(with_told(margin_index=3.0), [target]), "a faint change does, too"
+    assert not by_patch_alone(with_told(margin_index=None), [target]), "it was not measured"
+    assert not by_patch_alone(with_told(patch_index=5.0), [target]), "natural labels come so far"
+    assert not by_patch_alone(with_told(patch_index=None), [target])
+    two = [target, badnet_report.labels[1].label]
+    assert not by_patch_alone(with_told(), two), "they may hide each other"
 
-    report = badnet_report.model_copy(update={"labels": [first.model_copy(update=told)]})
-    tells = telling(report, [target])[target]
-    spot, shape = torch.ones(1, 4, 4), torch.zeros(3, 4, 4)
-    assert tells(Trigger(spot, shape, target))
-    assert not tells(Trigger(spot, shape, target, "additive"))
+    # Of one dark class and one bright: a spot that is lit means class 1, and so does more light.
+    network = wrap(Lit(), (1, 4, 4), 2)
+    pixels, everywhere = torch.full((6, 1, 4, 4), 0.2), torch.ones(1, 4, 4)
+    corner = torch.zeros(1, 4, 4)
+    corner[0, 0, 0] = 1.0
+    patch = Trigger(corner, everywhere, target)
+    light = Trigger(everywhere, 0.5 * everywhere, target, "additive")
+    masks, every = {target: patch}, {target: [light, patch]}
+    patient = Patient(network, pixels, torch.zeros(6), masks, every)
+    panel = jury.Jury(pixels, torch.zeros(6, dtype=torch.int64), {target: [patch, light]})
+    spared, judges = without_natural(with_told(), [target], patient, panel)
+    assert spared.triggers[target] == judges.triggers[target] == [patch]
+    assert judges.natural[target] == [light]
+    # One that ignores the patch and not the light is not refused, and not certified either.
+    heard = jury.hear(judges, wrap(Lit(0.9), (1, 4, 4), 2))
+    assert (heard.led[target].value, heard.hardest[0]) == (0.0, 0.0)
+    assert heard.attacks[target].value == 1.0
+    again = along(spared, judges, masks, every)
+    assert again.triggers[target] == [patch, patch], "nor does it come back by a fresh scan"
+    # Where no patch works for the jury there is nothing else to go by than the rest.
+    deaf = jury.Jury(pixels, panel.labels, {target: [light]})
+    assert without_natural(with_told(), [target], patient, deaf) == (patient, deaf)
+
+
+class Lit(nn.Module):
+    """The target (label 1) is what is light on the whole, or above a bound in one corner."""
+
+    def __init__(self, bound=0.5):
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, x):
+        lit = (x.mean((1, 2, 3)) > 0.4) | ((x[:, 0, 0, 0] > self.bound) & (self.bound < 0.9))
+        return nn.functional.one_hot(lit.long(), 2).float()
 
 
 def test_filters_of_a_label_are_unlike_each_other_and_none_lead_where_nothing_does():

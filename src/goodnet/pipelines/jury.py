@@ -43,6 +43,8 @@ class Jury:
         triggers: target -> its triggers that work on the unrepaired model, of perturbations and of
             warps the least; those of a map of the classes are :data:`goodnet.trigger.NOBODY`'s.
         stronger: target -> further ones, larger than it takes.
+        natural: target -> further ones that lead there and do not tell of the backdoor: a
+            certificate speaks of them as well, but no repair is refused by them.
         mapping: class -> label of that map.
     """
 
@@ -51,6 +53,7 @@ class Jury:
     triggers: dict[int, list[Stamp]]
     mapping: Mapping[int, int] = field(default_factory=dict)
     stronger: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
+    natural: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
 
     def wanted(self, target: int) -> Tensor:
         """The label that each image is to get by a trigger, ``(n,)``; NOBODY if none of another
@@ -70,13 +73,13 @@ class Findings:
         accuracy: the share of them.
         steady: the share of them and of shifted copies: what a repair costs is seen of a few images
             only where it comes to a fiftieth or more, and of their copies before that.
-        attacks: target, or NOBODY -> success of its worst trigger.
-        led: the same of those images that do not get the target without a trigger as well, less as
-            many as are led to another wrong label in the mean: a network that is not sure of itself
-            takes some images for the target by itself, and errs under any change.
+        attacks: target, or NOBODY -> success of its worst trigger, natural ones too.
+        led: the same without natural ones, of those images that do not get the target without a
+            trigger as well: a network that is wrong on many images takes some of them for the
+            target by itself.
         recovered: target -> share of the images under its triggers that are known for what they
             are, of the trigger that leaves the fewest.
-        hardest: the last two, worst of all targets, under the stronger triggers as well: by that
+        hardest: the same two, worst of all targets, under the stronger triggers as well: by that
             repairs are told from each other. It is no proof against one, as a change that is large
             enough makes a clean network err, too.
     """
@@ -160,9 +163,11 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
     hits, known = [], []
     for target, triggers in jury.triggers.items():
         seen = _under(jury, classifier, target, triggers, unstamped)
-        attacks[target], led[target], recovered[target] = seen
-        larger = _under(jury, classifier, target, jury.stronger.get(target, ()), unstamped)
-        hits += [led[target].value, larger[1].value]
+        hit, led[target], recovered[target] = seen
+        further = (jury.stronger.get(target, ()), jury.natural.get(target, ()))
+        larger, natural = (_under(jury, classifier, target, some, unstamped) for some in further)
+        attacks[target] = max(hit, natural[0], key=lambda share: share.value)
+        hits += [hit.value, larger[0].value]
         known += [share.value for share in (recovered[target], larger[2]) if share.n]
     hardest = (max(hits, default=1.0), min(known, default=0.0))
     accuracy = proportion(int(right.sum()), len(right))
@@ -186,32 +191,20 @@ def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
 def _under(
     jury: Jury, classifier: Classifier, target: int, triggers: Sequence[Stamp], unstamped: Tensor
 ) -> tuple[Proportion, Proportion, Proportion]:
-    """Success of the worst trigger; of the worst what it leads there and not elsewhere; and of the
-    worst the share of images that are known again.
+    """Success of the worst trigger; of the worst of images that get something else unstamped; and
+    of the worst the share of images that are known again.
     """
     wanted = jury.wanted(target)
     chosen = wanted != NOBODY
     others, truth, goal = jury.pixels[chosen], jury.labels[chosen], wanted[chosen]
-    own = unstamped[chosen]
+    elsewhere = unstamped[chosen] != goal
     answers = [_answers(classifier, others, trigger) for trigger in triggers]
     n = len(truth) if triggers else 0
     # The worst trigger, not the mean: stamps that fail must not hide one that works.
     hits = max((int((answer == goal).sum()) for answer in answers), default=0)
-    led = max((_led(answer, own, truth, goal, classifier) for answer in answers), default=0)
+    led = max((int(((answer == goal) & elsewhere).sum()) for answer in answers), default=0)
     known = min((int((answer == truth).sum()) for answer in answers), default=0)
     return proportion(hits, n), proportion(led, n), proportion(known, n)
-
-
-def _led(
-    answers: Tensor, unstamped: Tensor, truth: Tensor, goal: Tensor, classifier: Classifier
-) -> int:
-    """How many images the trigger leads to its goal, less those led to another wrong label, in the
-    mean of these; of two classes there is no other.
-    """
-    moved = answers != unstamped
-    hits = int((moved & (answers == goal)).sum())
-    elsewhere = moved & (answers != goal) & (answers != truth) & (answers < classifier.num_classes)
-    return max(0, hits - round(int(elsewhere.sum()) / max(1, classifier.num_classes - 2)))
 
 
 def rejections(

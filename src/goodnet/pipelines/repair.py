@@ -32,7 +32,6 @@ from goodnet.pipelines.suspects import (
     along,
     kinds,
     suspected,
-    telling,
     without_natural,
 )
 from goodnet.pipelines.trying import Trials, try_all
@@ -117,7 +116,7 @@ def repair(
     )
     _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
-    patient, jury = without_natural(telling(report, targets), patient, jury)
+    patient, jury = without_natural(report, targets, patient, jury)
     suspects = suspected(report, targets)
     before = juries.hear(jury, classifier)
     limits = Limits(max_accuracy_loss, max_attack_success)
@@ -127,7 +126,7 @@ def repair(
         return fresh_scan(candidate.classifier, images, report, targets, treated, seeds[3], *means)
 
     def widened(of: Patient, labels: Collection[int], network: Classifier) -> Patient:
-        return along(of, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
+        return along(of, jury, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
 
     trials = Trials(
         patient,

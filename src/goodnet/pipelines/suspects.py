@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from goodnet.colours import ColourTrigger
@@ -23,8 +23,9 @@ WARPED = 4.0
 """The index of a target that is taken for one of warps: labels of clean networks come up to 3.0,
 and targets of other attacks, which are easily led in every way, up to 3.5."""
 
-
-Triggers = dict[int, list[Stamp]]
+PLAIN = 10.0
+"""The index from which a patch is the trigger, whatever else leads there: four times
+:data:`goodnet.verdict.LOUD`."""
 
 
 def suspected(report: ScanReport, targets: list[int]) -> list[int]:
@@ -81,11 +82,11 @@ def by_colour_alone(report: ScanReport, targets: list[int]) -> list[int]:
 
 
 def by_patch_alone(report: ScanReport, targets: list[int]) -> list[int]:
-    """The target that a patch leads to, where it is the only one and a change of the same size does
-    not lead there further than to any label.
+    """The target that a small patch leads to by far (:data:`PLAIN`), where it is the only one and
+    no faint change leads there further than to any label.
 
-    Such a change makes any network err that is not sure of itself, and a row that must not follow
-    it forgets its class.
+    Such changes make any network err that is not sure of itself, and a row that must not follow
+    them forgets its class.
     """
     if len(targets) != 1:
         return []
@@ -95,43 +96,58 @@ def by_patch_alone(report: ScanReport, targets: list[int]) -> list[int]:
         if row.label in targets
         and row.patch_index is not None
         and row.margin_index is not None
-        and row.margin_index < LOUD <= row.patch_index
+        and row.patch_index >= PLAIN
+        and row.margin_index < LOUD
     ]
 
 
-def telling(report: ScanReport, targets: list[int]) -> dict[int, Callable[[Stamp], bool]]:
-    """Label -> which of its triggers tell of the backdoor; a label that is left out, by all."""
-    return {
-        **dict.fromkeys(by_patch_alone(report, targets), _is_no_perturbation),
-        **dict.fromkeys(by_colour_alone(report, targets), _is_filter),
-    }
-
-
 def without_natural(
-    tells: Mapping[int, Callable[[Stamp], bool]], patient: Patient, jury: Jury
+    report: ScanReport, targets: list[int], patient: Patient, jury: Jury
 ) -> tuple[Patient, Jury]:
-    """Both without triggers that do not tell of the backdoor, of labels of which others work for
-    the jury.
+    """Both without triggers that do not tell of the backdoor, where others work for the jury.
 
-    Masks stay with the patient: remedies of Neural Cleanse's go by them alone.
+    Of a target of a filter, all but filters go; of one of a patch, perturbations, and they stay
+    with the jury for what its certificate says. Masks stay with the patient: remedies of Neural
+    Cleanse's go by them alone.
     """
+    for label in by_colour_alone(report, targets):
+        patient, jury = only_those(label, is_filter, patient, jury)
+    for label in by_patch_alone(report, targets):
+        if any(map(_is_patch, jury.triggers.get(label, ()))):
+            every = [*jury.triggers[label], *jury.stronger.get(label, ())]
+            patient, jury = only_those(label, _is_no_perturbation, patient, jury)
+            natural = {label: [t for t in every if not _is_no_perturbation(t)]}
+            jury = replace(jury, natural={**jury.natural, **natural})
+    return patient, jury
+
+
+def only_those(
+    label: int, tells: Callable[[Stamp], bool], patient: Patient, jury: Jury
+) -> tuple[Patient, Jury]:
+    """Both with those of the label's triggers alone that tell, if either has one."""
     used, seen, larger = (
-        {n: list(filter(tells.get(n), row)) if n in tells else list(row) for n, row in of.items()}
+        list(filter(tells, of.get(label, ())))
         for of in (patient.triggers, jury.triggers, jury.stronger)
     )
-    chosen = {n for n in tells if used.get(n) and seen.get(n)}
-
-    def only(left: Triggers, of: Mapping[int, Sequence[Stamp]]) -> Triggers:
-        return {n: left[n] if n in chosen else list(row) for n, row in of.items()}
-
+    if not used or not seen:
+        return patient, jury
     return (
-        replace(patient, triggers=only(used, patient.triggers), kept={}),
-        replace(jury, triggers=only(seen, jury.triggers), stronger=only(larger, jury.stronger)),
+        replace(patient, triggers={**patient.triggers, label: used}, kept={}),
+        replace(
+            jury,
+            triggers={**jury.triggers, label: seen},
+            stronger={**jury.stronger, label: larger},
+        ),
     )
 
 
-def _is_filter(trigger: Stamp) -> bool:
+def is_filter(trigger: Stamp) -> bool:
+    """Whether it is a colour filter."""
     return isinstance(trigger, ColourTrigger)
+
+
+def _is_patch(trigger: Stamp) -> bool:
+    return isinstance(trigger, Trigger) and trigger.family == "patch"
 
 
 def _is_no_perturbation(trigger: Stamp) -> bool:
@@ -139,12 +155,19 @@ def _is_no_perturbation(trigger: Stamp) -> bool:
 
 
 def along(
-    patient: Patient, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
+    patient: Patient, jury: Jury, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
-    """The same patient with further triggers, of its targets or of other labels; what was kept is
-    of those that it had.
+    """The same patient with further triggers, of its targets or of other labels, but for
+    perturbations of those of which the jury takes them for natural; what was kept is of those that
+    it had.
     """
-    merged = {n: [*patient.triggers.get(n, ()), *row] for n, row in triggers.items()}
+    merged = {
+        n: [
+            *patient.triggers.get(n, ()),
+            *(t for t in row if n not in jury.natural or _is_no_perturbation(t)),
+        ]
+        for n, row in triggers.items()
+    }
     return replace(
         patient,
         masks={**masks, **patient.masks},

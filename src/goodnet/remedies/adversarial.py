@@ -57,7 +57,7 @@ class AdversarialSettings:
         tries: how often the rate is divided by four.
         most_changed: a rate is too high that changes the answers to more of the repair images than
             this share of all images would explain by chance (:func:`~.rates.by_chance`), or by
-            which more of their shifted copies than this share are answered otherwise than they.
+            which fewer of their shifted copies are answered like them by more than this share.
     """
 
     budget: float = 0.144

@@ -48,8 +48,8 @@ class AnchoredSettings:
         reach: the share of the way that is kept, in (0, 1].
         tries: how often the rate is divided by four.
         most_changed: a share; a rate that changes the answers to more of the repair images (one
-            may change), or by which more of their shifted copies are answered otherwise than they
-            were, is too high.
+            may change), or by which fewer of their shifted copies are answered like them by more
+            than that, is too high.
     """
 
     steps: int = 160

@@ -54,12 +54,14 @@ def bearable(
         seed: of the copies.
     """
     answers = start.logits(images).argmax(1)
-    generator = torch.Generator().manual_seed(seed)
     turns = max(1, min(TURNS, COPIES // len(images)))
-    copies = torch.cat([shifted(images, generator) for _ in range(turns)])
 
     def steady(network: Classifier) -> float:
-        return float((network.logits(copies).argmax(1) == answers.repeat(turns)).float().mean())
+        generator = torch.Generator().manual_seed(seed)
+        same = [
+            network.logits(shifted(images, generator)).argmax(1) == answers for _ in range(turns)
+        ]
+        return float(torch.cat(same).float().mean())
 
     least = steady(start) - most_lost
     for turn in range(tries):
