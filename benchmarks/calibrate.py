@@ -24,9 +24,10 @@ from records import ELSEWHERE, RESULTS, truths
 
 import goodnet
 from goodnet.inner import inner_index
+from goodnet.joint import joint, kinds
 from goodnet.reports import Family
 from goodnet.scores import Floats, Raw, Scores, combine, corroborated, is_handful
-from goodnet.tables import FILE, SURE, ReferenceModel, Tables, usual_leads
+from goodnet.tables import FILE, SURE, ReferenceModel, Tables, laws, usual_leads
 from goodnet.together import Scored, standing_together
 
 SHIPPED = zoo.HERE.parent / "src" / "goodnet" / FILE
@@ -101,6 +102,25 @@ def reference_model(
     )
 
 
+def with_joint(
+    models: Sequence[ReferenceModel], place: int, record: dict[str, Any]
+) -> ReferenceModel:
+    """One line with what speaks for one label together, by all the other models."""
+    mine = models[place]
+    if mine.highest is None or mine.ranked:
+        return mine
+    usual = usual_leads(models, mine.accuracy >= SURE, mine.family)
+    others = [*models[:place], *models[place + 1 :]]
+    known = laws(others, mine.num_classes, False, mine.accuracy >= SURE, mine.family)
+    rows = record["labels"]
+    preferred = {r["label"]: r["preferred"] for r in rows if r.get("preferred") is not None}
+    tinted = corroborated(
+        *({int(n): v for n, v in record.get(key, {}).items()} for key in ("tinted", "leaning"))
+    )
+    told = kinds(rescored(record, usual)[0], preferred, tinted, known, mine.num_classes)
+    return mine.model_copy(update={"joint": _rounded(joint(told)[0])})
+
+
 FAMILIES: dict[str, Family] = {"vit": "transformer"} | dict.fromkeys(
     ("cnn", "separable", "resnet", "deepid"), "other"
 )
@@ -160,6 +180,7 @@ def main() -> None:
         reference_model(record, accuracy, usual_leads(bare, accuracy >= SURE, model.family))
         for (record, accuracy), model in zip(told, bare, strict=True)
     ]
+    models = [with_joint(models, place, record) for place, (record, _) in enumerate(told)]
     made = Tables(version=goodnet.__version__, made=time.strftime("%Y-%m-%d"), models=models)
     given.output.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
     print(f"{len(models)} clean models in {given.output.name}")

@@ -83,7 +83,7 @@ def test_the_reference_models_themselves_are_let_be(monkeypatch):
 @pytest.mark.parametrize("classes", [10, 43, 200])
 def test_a_label_that_stands_out_far_is_named_alone(classes):
     values = ordinary(classes)
-    values[7] = 8.0
+    values[7] = 8.5
     decision = decide(findings(values))
     assert decision.verdict == "backdoored"
     assert decision.targets == [7]
@@ -124,7 +124,7 @@ def test_the_score_of_an_unsure_model_is_held_against_all_others_of_few_classes(
 
 def test_what_accuses_a_sure_model_may_be_usual_for_an_unsure_one():
     """Any change takes the answers of a network that is right on .6 of the images to one label."""
-    preferred = {**dict.fromkeys(range(10), -0.5), 4: 2.2}
+    preferred = {**dict.fromkeys(range(10), -0.5), 4: 2.8}
     sure = findings(ordinary(10), preferred=preferred)
     unsure = replace(sure, accuracy=0.6)
     assert decide(sure).verdict == "backdoored"
@@ -166,7 +166,7 @@ def test_a_label_that_foreign_colours_lead_to_looks_planted_without_a_patch():
 def test_what_else_leads_a_backdoored_network_is_no_further_target():
     """A label that stands out explains the finding; a change that favours another one does not."""
     values = ordinary(10)
-    values[7] = 8.0
+    values[7] = 8.5
     found = findings(values, preferred={**dict.fromkeys(range(10), -0.5), 4: 12.0})
     found.scores.warp_index[:] = [0, 9, *np.zeros(8)]
     assert decide(found).targets == [7]
@@ -307,7 +307,7 @@ def test_few_images_are_never_called_clean():
 
 
 def test_a_score_counts_for_as_much_as_it_is_rare_in_its_family():
-    found = findings([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 6.2])
+    found = findings([0.1, 0.4, 0.2, 0.0, 0.8, 0.6, 0.3, 0.5, 0.2, 6.7])
     transformer, other = (decide(replace(found, family=kind)) for kind in ("transformer", "other"))
     assert transformer.targets == [9]
     assert other.verdict != "backdoored", "clean ones come to this"

@@ -38,6 +38,8 @@ class ReferenceModel(BaseModel):
         highest: the largest score of all; None where it was not measured.
         together: how far several labels stand out, each without the others
             (:mod:`goodnet.together`); None where it was not measured.
+        joint: how much all kinds of evidence speak for one label, by the other models
+            (:mod:`goodnet.joint`); None where the score was not measured.
         leads: the largest of each kind of lead (:func:`goodnet.ahead.leads`), in clean images'
             margins; empty where patches were not tried.
         permutation: the statistic of the permutation test, if it could be taken.
@@ -58,6 +60,7 @@ class ReferenceModel(BaseModel):
     scores: list[float]
     highest: float | None
     together: float | None = None
+    joint: float | None = None
     leads: tuple[float, ...] = ()
     permutation: float | None
     preferred: float
@@ -156,10 +159,13 @@ def _kind(num_classes: int, ranked: bool) -> str:
     return "ranked" if ranked else "few classes" if num_classes <= HANDFUL else "some classes"
 
 
-def _alike(num_classes: int, ranked: bool, family: Family) -> list[ReferenceModel]:
+def _alike(
+    num_classes: int, ranked: bool, family: Family, every: Sequence[ReferenceModel] | None = None
+) -> list[ReferenceModel]:
     """The models that a model's scores are held against: of few classes those of its own family."""
     kind = _kind(num_classes, ranked)
-    alike = [m for m in shipped().models if _kind(m.num_classes, m.ranked) == kind]
+    every = shipped().models if every is None else every
+    alike = [m for m in every if _kind(m.num_classes, m.ranked) == kind]
     return [m for m in alike if m.family == family] if kind == "few classes" else alike
 
 
@@ -167,9 +173,17 @@ def _alike(num_classes: int, ranked: bool, family: Family) -> list[ReferenceMode
 def of_models(
     num_classes: int, ranked: bool, sure: bool = True, family: Family = "other"
 ) -> dict[str, Maxima | Reference | None]:
+    """The same of :func:`laws`, of the models that come with the package."""
+    return laws(shipped().models, num_classes, ranked, sure, family)
+
+
+def laws(
+    every: Sequence[ReferenceModel], num_classes: int, ranked: bool, sure: bool, family: Family
+) -> dict[str, Maxima | Reference | None]:
     """What the statistics of whole models are, by their names in :class:`ReferenceModel`.
 
     Args:
+        every: reference models.
         num_classes: K of the model that is judged.
         ranked: whether the score is that of labels that were ranked first. The other statistics are
             held against all models that were not: those of many classes do not come near them.
@@ -178,13 +192,14 @@ def of_models(
             enough models of the family. The other statistics are lower of transformers, too, and
             held against those of all models: that is the careful way.
     """
-    models = [model for model in shipped().models if not model.ranked]
+    models = [model for model in every if not model.ranked]
     kind = _kind(num_classes, ranked)
-    alike = [m for m in _alike(num_classes, ranked, family) if m.highest is not None]
+    alike = [m for m in _alike(num_classes, ranked, family, every) if m.highest is not None]
     warped = [model for model in models if model.warped is not None]
     return {
         "highest": maxima([m.highest or 0.0 for m in alike], [m.num_classes for m in alike]),
         "together": maxima([m.together for m in alike if m.together is not None]),
+        "joint": maxima([m.joint for m in models if m.joint is not None]),
         "permutation": maxima([m.permutation for m in models if m.permutation is not None]),
         "preferred": maxima(_preferred(models, sure, family if kind == "few classes" else None)),
         "warped": maxima([m.warped or 0.0 for m in warped], [m.num_classes for m in warped]),

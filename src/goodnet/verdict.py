@@ -17,6 +17,7 @@ import numpy as np
 from goodnet import tables
 from goodnet.calibration import combine, selected
 from goodnet.findings import Decision, Findings
+from goodnet.joint import joint, kinds
 from goodnet.reports import TestResult, Verdict
 from goodnet.scores import Scores, is_handful
 from goodnet.together import FEWEST, standing_together
@@ -34,19 +35,24 @@ FALSE_LABELS = 0.05
 """The share of wrongly named labels that is allowed for."""
 
 STANDS_OUT, TOGETHER = "one label stands out", "several labels stand out"
+JOINT = "several kinds of evidence name one label"
 PERMUTED = "classes are permuted"
 PREFERS, WARPED = "changes prefer it", "a warp leads to it"
 TINTED = "a colour filter leads to it"
 
 WEIGHTS = {
-    STANDS_OUT: 0.55,
+    STANDS_OUT: 0.4,
     TOGETHER: 0.1,
     PERMUTED: 0.05,
-    PREFERS: 0.1,
-    WARPED: 0.1,
-    TINTED: 0.1,
+    PREFERS: 0.03,
+    WARPED: 0.03,
+    TINTED: 0.04,
+    JOINT: 0.35,
 }
-"""Shares of the error rate: most for the test that finds most."""
+"""Shares of the error rate: most for the tests that find most."""
+
+ALONE = 0.55
+"""The share by which the p-value of a single label counts where others are named, too."""
 
 FEW_IMAGES = 20
 """Below this many clean images "no evidence" is not an answer."""
@@ -98,7 +104,10 @@ def _by_p_value(found: Findings) -> Decision:
     together, crowd = math.nan, list[int]()
     if TOGETHER in weights and found.apart is not None:
         together, crowd = standing_together(found.apart)
+    told = kinds(scores, found.preferred, found.tinted, known, found.num_classes)
+    agreed, jointly = joint(told)
     statistics = {
+        JOINT: ("joint", agreed, 1),
         STANDS_OUT: ("highest", highest, found.num_classes),
         TOGETHER: ("together", together, 1),
         PERMUTED: ("permutation", found.permutation, 1),
@@ -136,9 +145,9 @@ def _by_p_value(found: Findings) -> Decision:
         if test.p_value is not None and test.p_value / test.weight <= level
     }
     accused = verdict in ("backdoored", "suspicious")
-    named = _named(found, speaking, label_p, crowd) if accused else []
-    reasons = [_sentence(test, found, crowd) for test in tests if test.name in speaking]
-    if named and speaking & {STANDS_OUT, TOGETHER} and PERMUTED not in speaking:
+    named = _named(found, speaking, label_p, crowd, jointly) if accused else []
+    reasons = [_sentence(test, found, crowd, jointly) for test in tests if test.name in speaking]
+    if named and speaking & {JOINT, STANDS_OUT, TOGETHER} and PERMUTED not in speaking:
         more = further(found, named)
         named += more
         reasons += [f"label {n} stands out as well, once the others are set apart" for n in more]
@@ -163,7 +172,11 @@ def _weights(found: Findings) -> dict[str, float]:
 
 
 def _named(
-    found: Findings, speaking: set[str], label_p: Mapping[int, float], crowd: Sequence[int]
+    found: Findings,
+    speaking: set[str],
+    label_p: Mapping[int, float],
+    crowd: Sequence[int],
+    jointly: int | None,
 ) -> list[int]:
     """The labels behind the tests that speak, the strongest first."""
     order = sorted(label_p, key=lambda label: label_p[label])
@@ -186,6 +199,8 @@ def _named(
         # third beside two: each must be suspicious for its own sake, and have a small mask.
         beside = _beside(found, crowd)
         named += [label for label in crowd if beside.get(label, 1.0) <= SUSPICIOUS]
+    if JOINT in speaking and jointly is not None and not named:
+        named.append(jointly)
     others = [_preferred(found)] if PREFERS in speaking else []
     others += [_warped(found)] if WARPED in speaking else []
     others += [_tinted(found)] if TINTED in speaking else []
@@ -211,8 +226,7 @@ def _beside(found: Findings, apart: Collection[int]) -> dict[int, float]:
 def _as_highest(score: float, found: Findings) -> float:
     """The p-value of a model whose highest score is this one."""
     known = tables.of_models(found.compared, found.ranked, found.sure, found.family)["highest"]
-    share = _weights(found)[STANDS_OUT]
-    return known.survival(score, found.num_classes) / share if known else 1.0
+    return known.survival(score, found.num_classes) / ALONE if known else 1.0
 
 
 def further(found: Findings, named: Sequence[int]) -> list[int]:
@@ -254,13 +268,18 @@ def _tinted(found: Findings) -> int:
     return max(found.tinted, key=lambda label: found.tinted[label])
 
 
-def _sentence(test: TestResult, found: Findings, crowd: Sequence[int]) -> str:
+def _sentence(test: TestResult, found: Findings, crowd: Sequence[int], jointly: int | None) -> str:
     tail = f"p = {test.p_value:.2g} against {test.models} clean models"
     if test.name == TOGETHER:
         named = ", ".join(map(str, crowd))
         return (
             f"labels {named} stand out, once all three are set apart from what is usual: the least "
             f"score is {test.statistic:.2f}, {tail}"
+        )
+    if test.name == JOINT:
+        return (
+            f"all that speaks for label {jointly} together is more than one label of a clean model "
+            f"has: {test.statistic:.1f}, {tail}"
         )
     if test.name == STANDS_OUT:
         score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
