@@ -60,7 +60,7 @@ def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
     answers = iter(told)
 
     def widened(of, labels, network):
-        return along(of, *reverse(Wanted(list(labels)), network, mine, 4, None, silent))
+        return along(of, jury, *reverse(Wanted(list(labels)), network, mine, 4, None, silent))
 
     trials = Trials(
         patient,
