@@ -178,10 +178,17 @@ def test_of_a_target_that_a_patch_alone_leads_to_no_perturbation_is_unlearned(ba
     light = Trigger(everywhere, 0.5 * everywhere, target, "additive")
     masks, every = {target: patch}, {target: [light, patch]}
     patient = Patient(network, pixels, torch.zeros(6), masks, every)
-    panel = jury.Jury(pixels, torch.zeros(6, dtype=torch.int64), {target: [patch, light]})
+    larger = Trigger(everywhere, 0.8 * everywhere, target, "additive")
+    panel = jury.Jury(
+        pixels,
+        torch.zeros(6, dtype=torch.int64),
+        {target: [patch, light]},
+        stronger={target: [larger]},
+    )
     spared, judges = without_natural(with_told(), [target], patient, panel)
     assert spared.triggers[target] == judges.triggers[target] == [patch]
-    assert judges.natural[target] == [light]
+    assert judges.natural[target] == [light], "the least that works, and no larger one"
+    assert judges.stronger[target] == []
     # One that ignores the patch and not the light is not refused, and not certified either.
     heard = jury.hear(judges, wrap(Lit(0.9), (1, 4, 4), 2))
     assert (heard.led[target].value, heard.hardest[0]) == (0.0, 0.0)

@@ -113,10 +113,11 @@ def without_natural(
     for label in by_colour_alone(report, targets):
         patient, jury = only_those(label, is_filter, patient, jury)
     for label in by_patch_alone(report, targets):
-        if any(map(_is_patch, jury.triggers.get(label, ()))):
-            every = [*jury.triggers[label], *jury.stronger.get(label, ())]
+        least = jury.triggers.get(label, ())
+        if any(map(_is_patch, least)):
+            # Larger ones than it takes are no proof against a repair, of whatever kind.
+            natural = {label: [t for t in least if not _is_no_perturbation(t)]}
             patient, jury = only_those(label, _is_no_perturbation, patient, jury)
-            natural = {label: [t for t in every if not _is_no_perturbation(t)]}
             jury = replace(jury, natural={**jury.natural, **natural})
     return patient, jury
 
@@ -124,7 +125,7 @@ def without_natural(
 def only_those(
     label: int, tells: Callable[[Stamp], bool], patient: Patient, jury: Jury
 ) -> tuple[Patient, Jury]:
-    """Both with those of the label's triggers alone that tell, if either has one."""
+    """Both with those of the label's triggers alone that tell, if each of them has one."""
     used, seen, larger = (
         list(filter(tells, of.get(label, ())))
         for of in (patient.triggers, jury.triggers, jury.stronger)
