@@ -97,6 +97,17 @@ def test_what_goes_to_the_target_unstamped_as_well_is_no_reason_to_refuse_and_no
     assert "attack success" in reason
 
 
+def test_what_such_changes_do_to_innocent_labels_is_no_reason_to_refuse_and_no_proof():
+    """A perturbation leads a twentieth of the images of a small clean network anywhere."""
+    loss = accuracy_loss(0, 0, 450, 0.95)
+    seen = {3: proportion(40, 450)}
+    assert judge(loss, seen, seen, 0.02, 0.02, {3: 0.05})[0] == "refused"
+    found, reason = judge(loss, seen, seen, 0.02, 0.02, {3: 0.09})
+    assert found == "not certifiable"
+    assert "attack success" in reason
+    assert judge(loss, seen, seen, 0.02, 0.02, {5: 0.5})[0] == "refused", "of another label"
+
+
 def fresh(verdict, targets):
     return FreshScan(
         verdict=verdict,

@@ -71,6 +71,7 @@ def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
         [TARGET],
         lambda _: fresh(next(answers)),
         widened,
+        lambda of: of,
         silent,
     )
     return trials, try_all(trials, ["last-layer"], [], [])

@@ -8,6 +8,7 @@ further correction is due (an intersection-union test, Berger 1982).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from goodnet.reports import AccuracyLoss, FreshScan, Proportion, Standing
 from goodnet.statistics import one_sided
@@ -19,6 +20,9 @@ FIRST_SHARE = 0.8
 
 ROUNDING = 1e-9
 """Shares are quotients of counts: exactly the limit must not fail by a rounding."""
+
+
+NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 def confidences(first: int, others: int) -> list[float]:
@@ -34,6 +38,7 @@ def judge(
     led: Mapping[int, Proportion],
     max_accuracy_loss: float,
     max_attack_success: float,
+    usual: Mapping[int, float] = NOTHING,
 ) -> tuple[Standing, str]:
     """What the held-out images show of a remedy, and why.
 
@@ -46,6 +51,8 @@ def judge(
             what the trigger does, and holds by what an attacker would see.
         max_accuracy_loss: limit, in [0, 1].
         max_attack_success: limit, in [0, 1].
+        usual: target -> the share of images that changes of that kind and size lead to labels
+            without a backdoor: for a refusal more than that has to be shown as well.
     """
     bounds = {
         target: one_sided(round(shown.value * shown.n), shown.n, loss.confidence)
@@ -59,9 +66,9 @@ def judge(
             "refused",
             f"clean accuracy falls by {loss.value:.3f}, more than {max_accuracy_loss:g}",
         )
-    worst = max(led, key=lambda target: led[target].value)
+    worst = max(led, key=lambda target: led[target].value - usual.get(target, 0.0))
     least = one_sided(round(led[worst].value * led[worst].n), led[worst].n, loss.confidence)[0]
-    if least > max_attack_success + ROUNDING:
+    if least > max(max_attack_success, usual.get(worst, 0.0)) + ROUNDING:
         goal = "what their class is sent to" if worst == NOBODY else f"label {worst}"
         return "refused", (
             f"{led[worst].value:.1%} of images still become {goal} when they are stamped, "
@@ -98,6 +105,6 @@ def judge_fresh(
     if fresh.verdict == "backdoored" and (again or not fresh.targets):
         named = f" and names label {again[0]} again" if again else ""
         return "refused", f"a fresh scan of the result still says backdoored{named}"
-    if fresh.verdict == "backdoored":
+    if fresh.verdict == "backdoored" and standing != "refused":
         return "not certifiable", f"a fresh scan of the result names label {fresh.targets[0]}"
     return standing, reason

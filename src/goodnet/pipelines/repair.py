@@ -26,10 +26,11 @@ from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.placing import AUTO
-from goodnet.pipelines.reversing import Wanted, reverse
+from goodnet.pipelines.reversing import Wanted, reverse, reverse_controls
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import (
     along,
+    innocent,
     kinds,
     suspected,
     without_natural,
@@ -128,6 +129,12 @@ def repair(
     def widened(of: Patient, labels: Collection[int], network: Classifier) -> Patient:
         return along(of, jury, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
 
+    def controlled(of: Jury) -> Jury:
+        labels = innocent(report, targets, classifier.num_classes, seed)
+        patches = bool(wanted.kinds.get("patch"))
+        found = reverse_controls(classifier, theirs, labels, seeds[2], *means, patches=patches)
+        return replace(of, controls=found)
+
     trials = Trials(
         patient,
         REMEDIES,
@@ -137,6 +144,7 @@ def repair(
         targets,
         scanned,
         None if mapped else widened,
+        controlled,
         progress,
     )
     best = try_all(trials, first, later, suspects)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import torch
+
 from goodnet.colours import ColourTrigger
 from goodnet.pipelines.jury import Jury
 from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
 from goodnet.scores import TINT_UNIT
-from goodnet.trigger import Stamp, Trigger
+from goodnet.trigger import Stamp, Trigger, kind
 from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
 
 MOST = 3
+
+CONTROLS = 5
+"""Labels that a target's triggers are held against after a repair."""
 
 CHANGED = 1.0
 """The margin under a small change, in units of a clean image's, from which that is taken for the
@@ -43,6 +48,14 @@ def suspected(report: ScanReport, targets: list[int]) -> list[int]:
     return [label for _, label in sorted(found)[:MOST]]
 
 
+def innocent(report: ScanReport, targets: list[int], num_classes: int, seed: int) -> list[int]:
+    """Labels that nothing speaks against, at most :data:`CONTROLS`, drawn at random."""
+    known = {*targets, *report.mapping.values(), *suspected(report, targets)}
+    left = [label for label in range(num_classes) if label not in known]
+    drawn = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:CONTROLS]
+    return sorted(left[n] for n in drawn.tolist())
+
+
 def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
     """What further families of triggers the scan saw signs of, and of which targets.
 
@@ -56,6 +69,7 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
         "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
         "warp": [r.label for r in known if (r.warp_index or 0.0) >= WARPED],
         "small change": [r.label for r in known if (r.preferred or 0.0) >= CHANGED],
+        "patch": [r.label for r in known if (r.patch_index or 0.0) >= LOUD],
     }
 
 
@@ -148,11 +162,11 @@ def is_filter(trigger: Stamp) -> bool:
 
 
 def _is_patch(trigger: Stamp) -> bool:
-    return isinstance(trigger, Trigger) and trigger.family == "patch"
+    return kind(trigger) in ("patch", "sticker")
 
 
 def _is_no_perturbation(trigger: Stamp) -> bool:
-    return not (isinstance(trigger, Trigger) and trigger.family == "additive")
+    return kind(trigger) != "additive"
 
 
 def along(

@@ -9,7 +9,14 @@ from goodnet.certificate import confidences, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.parallel import Progress
-from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
+from goodnet.pipelines.candidates import (
+    Candidate,
+    Limits,
+    attempt,
+    best_of,
+    better_than_none,
+    consider,
+)
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.remedies import WITHOUT_TRIGGERS, Patient, Remedy
 from goodnet.reports import FreshScan
@@ -32,6 +39,7 @@ class Trials:
         scanned: scans a result afresh.
         widened: of a patient, labels and a network, the patient with triggers that lead that
             network to these labels; None where there are no labels to go by.
+        controlled: of a jury, the same with triggers of innocent labels to hold a repair against.
         progress: told what is being done.
         made: what was tried so far.
     """
@@ -44,6 +52,7 @@ class Trials:
     targets: Sequence[int]
     scanned: Callable[[Candidate], FreshScan]
     widened: Callable[[Patient, Collection[int], Classifier], Patient] | None
+    controlled: Callable[[Jury], Jury]
     progress: Progress
     made: list[Candidate] = field(default_factory=list)
 
@@ -53,7 +62,8 @@ def try_all(
 ) -> Candidate | None:
     """The result that is taken, or None; :attr:`Trials.made` tells of all.
 
-    The best of the first remedies is taken, or else the first of the others that will do. Where a
+    The best of the first remedies is taken, or else the first of the others that will do, or else
+    the best of those that break a limit and are better than none. Where a
     fresh scan of it names labels it is made once more, by the triggers that lead the *result* to
     them: of the target, as a trigger that was reversed is not the only one that works, and of
     others, which were not seen beside it. Labels that were suspected before are treated along where
@@ -94,6 +104,10 @@ def try_all(
         )
 
     def leader() -> Candidate | None:
+        """The best so far, by what fresh scans of any of them have named."""
+        named = {n for c in trials.made if c.fresh for n in c.fresh.targets} - {*trials.targets}
+        for candidate in trials.made:
+            candidate.missed = tuple(sorted(named - {*candidate.also}))
         return best_of(trials.made, trials.before, trials.limits)
 
     tried = 0
@@ -102,6 +116,12 @@ def try_all(
             trials.progress(f"trying {name}", tried, total)
             made(name, trials.patient, sure[tried])
             tried += 1
+        if names is first and leader() is None:
+            # Perturbations lead images of a small network anywhere: how many, is worth the time.
+            trials.jury = trials.controlled(trials.jury)
+            for candidate in trials.made:
+                if candidate.findings is not trials.before:
+                    consider(candidate, trials.jury, trials.before, trials.limits)
         best = leader()
         while best is not None and best.fresh is None:
             once_more(best, _look_again(best, trials), best.classifier)
@@ -113,7 +133,13 @@ def try_all(
         wide = trials.made[-1]
         if wide.also and wide.no_worse(best, trials.before, trials.limits):
             _look_again(wide, trials)
+            leader()
             best = wide if wide.no_worse(best, trials.before, trials.limits) else best
+    if best is None:
+        best = better_than_none(trials.made, trials.before, trials.limits)
+        if best is not None:
+            _look_again(best, trials)
+            best = None if _still_there(best, trials.targets) else best
     trials.progress("trying remedies", total, total)
     return best
 
@@ -133,3 +159,12 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
         candidate.standing, candidate.reason, fresh, list(trials.targets)
     )
     return list(fresh.targets)
+
+
+def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
+    """Whether a fresh scan still says that a target is one, or could not be made."""
+    fresh = candidate.fresh
+    if fresh is None:
+        return True
+    named = {*fresh.targets} & {*targets}
+    return fresh.verdict == "backdoored" and (bool(named) or not fresh.targets)

@@ -19,6 +19,7 @@ what was learnt and gives back most of what was lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +32,7 @@ from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable
 from goodnet.remedies.surroundings import surroundings
-from goodnet.trigger import NOBODY
+from goodnet.trigger import NOBODY, kind
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,14 @@ def _trunk(classifier: Classifier, images: Tensor, heads: bool) -> list[Tensor]:
 def _stamped(
     patient: Patient, images: Tensor, settings: AnchoredSettings, generator: torch.Generator
 ) -> Tensor:
-    """``images``, each with a reversed trigger of some family and target, at some strength."""
+    """``images``, each with a reversed trigger of some kind and target, at some strength.
+
+    Kinds take turns, be one of a target's triggers of a kind and ten of another.
+    """
     triggers = [t for target in sorted(patient.triggers) for t in patient.triggers[target]]
-    picked = torch.randint(len(triggers), (len(images),), generator=generator)
+    alike = Counter((t.target, kind(t)) for t in triggers)
+    weights = torch.tensor([1.0 / alike[t.target, kind(t)] for t in triggers])
+    picked = torch.multinomial(weights, len(images), replacement=True, generator=generator)
     reach = settings.strongest - settings.weakest
     strength = settings.weakest + reach * torch.rand(len(images), 1, 1, 1, generator=generator)
     stamped = torch.empty_like(images)

@@ -35,11 +35,12 @@ from goodnet.classifier import Classifier
 from goodnet.head import Head, find_head
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.surroundings import shifted, surroundings
+from goodnet.trigger import Stamp, kind
 
 RIDGE = 3e-2
 ITERATIONS = 200
 OWN_WEIGHT = 4.0
-STAMPED_WEIGHT = STAMPED_MARGIN = 3.0
+STAMPED_WEIGHT = 3.0
 TURNS, AROUND = 6, 4096
 """How often every image is changed, in two ways, to tell what lies around it; less often where that
 makes more than so many in each way."""
@@ -57,8 +58,31 @@ class _Features:
     around: Tensor
 
 
-def last_layer(patient: Patient) -> Classifier:
+@dataclass(frozen=True)
+class RowSettings:
+    """How much is asked of a row.
+
+    Attributes:
+        stamped_margin: how far below others the target is held on stamped images, in units of m.
+        perturbations: whether universal perturbations are stamped as well where there are other
+            triggers of the label.
+    """
+
+    stamped_margin: float = 1.5
+    perturbations: bool = False
+
+
+DEFAULT = RowSettings()
+FIRM = RowSettings(stamped_margin=3.0, perturbations=True)
+"""For backdoors that the default leaves: it costs more."""
+
+
+def last_layer(patient: Patient, settings: RowSettings = DEFAULT) -> Classifier:
     """A copy of the classifier with new rows for the targets.
+
+    Args:
+        patient: the BadNet, its reversed triggers and clean images with their labels.
+        settings: how much is asked of the rows.
 
     Raises:
         GoodnetError: M013 when the network does not end in a linear layer.
@@ -76,13 +100,20 @@ def last_layer(patient: Patient) -> Classifier:
         stamped = torch.cat(
             [
                 head.features(trigger.apply(part))
-                for trigger in patient.triggers[target]
+                for trigger in _told(patient.triggers[target], settings)
                 for part in torch.split(others, CHUNK)
             ]
         )
         features = _Features(clean, stamped, around)
         row, offset = _refit(
-            features, patient.labels, rows, offsets, target, targets, head.bias is not None
+            features,
+            patient.labels,
+            rows,
+            offsets,
+            target,
+            targets,
+            head.bias is not None,
+            settings.stamped_margin,
         )
         rows[target], offsets[target] = row, offset
     with torch.no_grad():
@@ -92,6 +123,12 @@ def last_layer(patient: Patient) -> Classifier:
             if head.bias is not None:
                 head.bias[target] = offsets[target]
     return cured
+
+
+def _told(triggers: Sequence[Stamp], settings: RowSettings) -> Sequence[Stamp]:
+    """The triggers that a row is fitted to."""
+    plain = [t for t in triggers if kind(t) != "additive"]
+    return triggers if settings.perturbations or not plain else plain
 
 
 def _around(patient: Patient, head: Head) -> Tensor:
@@ -112,6 +149,7 @@ def _refit(
     target: int,
     targets: Sequence[int],
     with_bias: bool,
+    stamped_margin: float,
 ) -> tuple[Tensor, Tensor]:
     """The new row ``(D,)`` and its bias ``()`` for one target; the other rows stay.
 
@@ -123,6 +161,7 @@ def _refit(
         target: whose row it is.
         targets: all of them.
         with_bias: whether there is one to be fitted.
+        stamped_margin: of :class:`RowSettings`.
     """
     clean, stamped, around = (
         some @ weight.T + bias for some in (features.clean, features.stamped, features.around)
@@ -161,7 +200,7 @@ def _refit(
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = STAMPED_WEIGHT * short(features.stamped, best_stamped, STAMPED_MARGIN * margin)
+        value = STAMPED_WEIGHT * short(features.stamped, best_stamped, stamped_margin * margin)
         added = (row - high).relu() + (low - row).relu()
         value = value + ridge * added.square().sum()
         for some, other, least in apart:
