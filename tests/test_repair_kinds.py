@@ -16,6 +16,7 @@ from goodnet.evidence import Effort
 from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
+from goodnet.images import Images
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.suspects import (
     along,
@@ -198,6 +199,49 @@ def test_of_a_target_that_a_patch_alone_leads_to_no_perturbation_is_unlearned(ba
     # Where no patch works for the jury there is nothing else to go by than the rest.
     deaf = jury.Jury(pixels, panel.labels, {target: [light]})
     assert without_natural(with_told(), [target], patient, deaf) == (patient, deaf)
+
+
+def test_a_trigger_is_held_against_what_its_like_does_to_innocent_labels():
+    """Four classes, each what is lightest in one quarter: such a change leads to any of them."""
+    network, quarter = wrap(Quarters(), (1, 4, 4), 4), torch.zeros(4, 1, 4, 4)
+    for label, (down, right) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        quarter[label, :, down : down + 2, right : right + 2] = 1.0
+    labels = torch.arange(4).repeat_interleave(5)
+    pixels = 0.2 + 0.3 * quarter[labels]
+    whole = torch.ones(1, 4, 4)
+
+    def light(label: int, strength: float) -> Trigger:
+        return Trigger(whole, strength * quarter[label], label, "additive")
+
+    alone = jury.empanel(network, images_of(pixels, labels), {0: [light(0, 0.5)]})
+    assert jury.hear(alone, network).hardest[0] == 1.0
+    both = replace(alone, controls={n: [light(n, 0.5)] for n in (1, 2, 3)})
+    heard = jury.hear(both, network)
+    assert (heard.led[0].value, heard.usual[0], heard.hardest[0]) == (1.0, 1.0, 0.0)
+    assert heard.attacks[0].value == 1.0, "a certificate counts it all the same"
+    # Others than of its size, or of one label of three, tell nothing.
+    for controls in ({1: [light(1, 0.9)]}, {1: [light(1, 0.5)], 2: [deaf(2)], 3: [deaf(3)]}):
+        heard = jury.hear(replace(alone, controls=controls), network)
+        assert (heard.usual[0], heard.hardest[0]) == (0.0, 1.0)
+
+
+def deaf(label: int) -> Trigger:
+    """As large as the others, and of no use."""
+    nothing = torch.zeros(1, 4, 4)
+    nothing[0, :, 0], nothing[0, 0, 0] = -0.5, 0.0
+    size = 1.0 / nothing.norm()
+    return Trigger(torch.ones(1, 4, 4), size * nothing, label, "additive")
+
+
+def images_of(pixels, labels) -> Images:
+    return Images(pixels, labels)
+
+
+class Quarters(nn.Module):
+    """Each class is what is lightest in one quarter."""
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
 class Lit(nn.Module):

@@ -136,10 +136,7 @@ def try_all(
             leader()
             best = wide if wide.no_worse(best, trials.before, trials.limits) else best
     if best is None:
-        best = better_than_none(trials.made, trials.before, trials.limits)
-        if best is not None:
-            _look_again(best, trials)
-            best = None if _still_there(best, trials.targets) else best
+        best = _second_best(trials)
     trials.progress("trying remedies", total, total)
     return best
 
@@ -159,6 +156,16 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
         candidate.standing, candidate.reason, fresh, list(trials.targets)
     )
     return list(fresh.targets)
+
+
+def _second_best(trials: Trials) -> Candidate | None:
+    """The best of those that break a limit and are better than none, or None."""
+    left = [c for c in trials.made if c.fresh is None or not _still_there(c, trials.targets)]
+    best = better_than_none(left, trials.before, trials.limits)
+    if best is not None and best.fresh is None:
+        _look_again(best, trials)
+        return None if _still_there(best, trials.targets) else best
+    return best
 
 
 def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
