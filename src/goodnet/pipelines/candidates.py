@@ -117,8 +117,8 @@ def attempt(
         limits: to keep.
 
     Raises:
-        GoodnetError: of the remedy, but for M013: a network without a last linear layer is a reason
-            to try the next one, not to stop.
+        GoodnetError: of the remedy, but for M013 and R011: a network without a last linear layer,
+            or one that bears no learning rate, is a reason to try the next one, not to stop.
     """
     started = time.monotonic()
     cured = patient.classifier
@@ -126,7 +126,7 @@ def attempt(
     try:
         cured = make(patient)
     except GoodnetError as error:
-        if error.code != "M013":
+        if error.code not in ("M013", "R011"):
             raise
         failure = error.message
     candidate = Candidate(name, cured, before, confidence, "refused", failure, 0.0, patient)
@@ -165,15 +165,16 @@ def best_of(candidates: Sequence[Candidate], before: Findings, limits: Limits) -
 
 def better_than_none(
     candidates: Sequence[Candidate], before: Findings, limits: Limits
-) -> Candidate | None:
-    """The best of those that are shown to break a limit and still take most of the attack away."""
+) -> list[Candidate]:
+    """Those that are shown to break a limit and still take most of the attack away, best first."""
     left = [
         c
         for c in candidates
         if c.standing == "refused"
         and c.findings is not before
+        and c.filter is None
         and c.findings.hardest[0] <= MOST_LEFT
-        and before.accuracy.value - c.findings.accuracy.value <= MOST_LOST
+        and before.accuracy.value - c.findings.accuracy.value <= MOST_LOST + ROUNDING
         and all(share.n for share in c.findings.attacks.values())
     ]
-    return max(left, key=lambda c: c.merit(before, limits)[1:], default=None)
+    return sorted(left, key=lambda c: c.merit(before, limits)[1:], reverse=True)

@@ -33,6 +33,9 @@ CHUNK = 512
 COPIES, MOST_COPIES = 8, 4096
 """Shifted copies of each image, and of all: one of each where these are more."""
 
+LEAST_CONTROLS, MOST_USUAL = 3, 0.25
+"""Innocent labels that tell what is usual, and the most that is."""
+
 MOST_CLASSES = 5
 """That are told of, of those that lost."""
 
@@ -50,6 +53,8 @@ class Jury:
         mapping: class -> label of that map.
         controls: innocent label -> triggers of it, of kinds that have a fixed size: by those a
             repair is told what such changes do to a network without a backdoor.
+        allowed: kind and size -> what those do on the unrepaired model: a repair that makes a
+            network easier to lead is not forgiven for it.
     """
 
     pixels: Tensor
@@ -57,6 +62,7 @@ class Jury:
     triggers: dict[int, list[Stamp]]
     mapping: Mapping[int, int] = field(default_factory=dict)
     controls: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
+    allowed: Mapping[object, float] = field(default_factory=dict)
     stronger: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
     natural: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
 
@@ -81,9 +87,10 @@ class Findings:
         attacks: target, or NOBODY -> success of its worst trigger, natural ones too.
         led: the same without natural ones, of those images that do not get the target without a
             trigger as well: a network that is wrong on many images takes some of them for the
-            target by itself. Of the trigger that leads most beyond what is usual.
-        usual: target -> the share of images that triggers of that kind and size lead to innocent
-            labels; 0 where there is none to hold it against.
+            target by itself.
+        usual: target -> of each of its triggers the share that it leads, as in ``led``, and the
+            share that triggers of its kind and size lead to innocent labels; 0 where there is none
+            to hold it against.
         recovered: target -> share of the images under its triggers that are known for what they
             are, of the trigger that leaves the fewest.
         hardest: attack success beyond what is usual and recovered accuracy, worst of all targets,
@@ -98,7 +105,7 @@ class Findings:
     recovered: dict[int, Proportion]
     hardest: tuple[float, float]
     steady: float
-    usual: dict[int, float] = field(default_factory=dict)
+    usual: dict[int, list[tuple[Proportion, float]]] = field(default_factory=dict)
 
 
 def split(images: Images, seed: int) -> tuple[Images, Images]:
@@ -176,7 +183,7 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
             for some in (triggers, jury.stronger.get(target, ()), jury.natural.get(target, ()))
         )
         attacks[target] = max(seen.hit, natural.hit, key=lambda share: share.value)
-        led[target], usual[target], recovered[target] = seen.led, seen.usual, seen.known
+        led[target], usual[target], recovered[target] = seen.led, seen.pairs, seen.known
         hits += [seen.beyond, larger.beyond]
         known += [share.value for share in (seen.known, larger.known) if share.n]
     hardest = (max(hits, default=1.0), min(known, default=0.0))
@@ -189,15 +196,28 @@ def _usually(jury: Jury, classifier: Classifier, unstamped: Tensor) -> dict[obje
     """Of each kind and size of trigger the share of images that it leads to an innocent label.
 
     In the middle of these labels, of each by the one that leads most: one of them may be a target
-    that nobody saw.
+    that nobody saw. No more than that on the unrepaired model, and than :data:`MOST_USUAL`; nothing
+    is usual of too few labels, and of a map, whose changes lead each class elsewhere.
     """
+    if len(jury.controls) < LEAST_CONTROLS:
+        return {}
     seen: dict[object, dict[int, float]] = {}
     for label, triggers in jury.controls.items():
         for trigger in triggers:
             _, led, _ = _counts(jury, classifier, label, trigger, unstamped)
             by_label = seen.setdefault(_kind(trigger), {})
             by_label[label] = max(by_label.get(label, 0.0), led.value)
-    return {like: median(by_label.values()) for like, by_label in seen.items()}
+    return {
+        like: min(MOST_USUAL, median(by_label.values()), jury.allowed.get(like, 1.0))
+        for like, by_label in seen.items()
+    }
+
+
+def controlled(jury: Jury, classifier: Classifier, controls: Mapping[int, Sequence[Stamp]]) -> Jury:
+    """The jury with triggers of innocent labels, fitted to the unrepaired ``classifier``."""
+    larger = replace(jury, controls=controls, allowed={})
+    unstamped = answers_to(classifier, jury.pixels)
+    return replace(larger, allowed=_usually(larger, classifier, unstamped))
 
 
 def _kind(trigger: Stamp) -> object:
@@ -207,7 +227,9 @@ def _kind(trigger: Stamp) -> object:
     found = kind(trigger)
     if found == "sticker":
         return found, round(float(trigger.mask.sum())) if isinstance(trigger, Trigger) else 0
-    return None if found == "patch" else (found, round(_size(trigger), 3))
+    if found == "patch" or not isinstance(trigger, Trigger):
+        return None
+    return found, round(trigger.size / trigger.pattern.numel() ** 0.5, 4)
 
 
 def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
@@ -224,14 +246,14 @@ def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
 
 @dataclass(frozen=True)
 class _Under:
-    """Of one target's triggers: success of the worst one; of the one that leads most beyond what is
-    usual, the share that it leads and what is usual; the worst success beyond that; and of the
-    worst the share of images that are known again.
+    """Of one target's triggers: success of the worst one; the most that one leads; of each the
+    share that it leads and what is usual; the worst success beyond that; and of the worst the
+    share of images that are known again.
     """
 
     hit: Proportion
     led: Proportion
-    usual: float
+    pairs: list[tuple[Proportion, float]]
     beyond: float
     known: Proportion
 
@@ -245,15 +267,15 @@ def _under(
     usually: Mapping[object, float],
 ) -> _Under:
     # The worst trigger, not the mean: stamps that fail must not hide one that works.
-    found = _Under(proportion(0, 0), proportion(0, 0), 0.0, 0.0, proportion(0, 0))
+    found = _Under(proportion(0, 0), proportion(0, 0), [], 0.0, proportion(0, 0))
     for trigger in triggers:
-        usual = usually.get(_kind(trigger), 0.0)
+        usual = 0.0 if target == NOBODY else usually.get(_kind(trigger), 0.0)
         hit, led, known = _counts(jury, classifier, target, trigger, unstamped)
         first = found.hit.n == 0
-        if first or led.value - usual > found.led.value - found.usual:
-            found = replace(found, led=led, usual=usual)
         found = replace(
             found,
+            led=led if first or led.value > found.led.value else found.led,
+            pairs=[*found.pairs, (led, usual)],
             hit=hit if first or hit.value > found.hit.value else found.hit,
             beyond=max(found.beyond, hit.value - usual),
             known=known if first or known.value < found.known.value else found.known,

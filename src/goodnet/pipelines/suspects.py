@@ -39,18 +39,22 @@ def suspected(report: ScanReport, targets: list[int]) -> list[int]:
     Each would make a model suspicious if it stood alone: its p-value, times the number of labels
     that were measured, is at most :data:`goodnet.verdict.SUSPICIOUS`.
     """
+    return _suspected(report, targets)[:MOST]
+
+
+def _suspected(report: ScanReport, targets: list[int]) -> list[int]:
     known = [(row.p_value, row.label) for row in report.labels if row.p_value is not None]
     found = [
         (p_value, label)
         for p_value, label in known
         if label not in targets and p_value * len(known) <= SUSPICIOUS
     ]
-    return [label for _, label in sorted(found)[:MOST]]
+    return [label for _, label in sorted(found)]
 
 
 def innocent(report: ScanReport, targets: list[int], num_classes: int, seed: int) -> list[int]:
     """Labels that nothing speaks against, at most :data:`CONTROLS`, drawn at random."""
-    known = {*targets, *report.mapping.values(), *suspected(report, targets)}
+    known = {*targets, *report.mapping.values(), *report.suspects, *_suspected(report, targets)}
     left = [label for label in range(num_classes) if label not in known]
     drawn = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:CONTROLS]
     return sorted(left[n] for n in drawn.tolist())
@@ -173,8 +177,8 @@ def along(
     patient: Patient, jury: Jury, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
     """The same patient with further triggers, of its targets or of other labels, but for
-    perturbations of those of which the jury takes them for natural; what was kept is of those that
-    it had.
+    perturbations of those of which the jury takes them for natural. Rows of those labels are held
+    against perturbations as well; what was kept is of the triggers that it had.
     """
     merged = {
         n: [
@@ -187,5 +191,6 @@ def along(
         patient,
         masks={**masks, **patient.masks},
         triggers={**patient.triggers, **merged},
+        pressed=frozenset({*patient.pressed, *merged}),
         kept={},
     )

@@ -42,6 +42,7 @@ class Trials:
         controlled: of a jury, the same with triggers of innocent labels to hold a repair against.
         progress: told what is being done.
         made: what was tried so far.
+        held: whether the jury has been given those.
     """
 
     patient: Patient
@@ -55,6 +56,7 @@ class Trials:
     controlled: Callable[[Jury], Jury]
     progress: Progress
     made: list[Candidate] = field(default_factory=list)
+    held: bool = False
 
 
 def try_all(
@@ -105,10 +107,27 @@ def try_all(
 
     def leader() -> Candidate | None:
         """The best so far, by what fresh scans of any of them have named."""
-        named = {n for c in trials.made if c.fresh for n in c.fresh.targets} - {*trials.targets}
+        named = {n for c in trials.made if c.fresh for n in c.fresh.targets}
         for candidate in trials.made:
-            candidate.missed = tuple(sorted(named - {*candidate.also}))
+            # Its own scan knows best; of others' labels those that it treated are no reproach.
+            fresh = candidate.fresh
+            told = {*fresh.targets} if fresh is not None else named - {*candidate.also}
+            candidate.missed = tuple(sorted(told - {*trials.targets}))
         return best_of(trials.made, trials.before, trials.limits)
+
+    def controlled() -> Candidate | None:
+        """The best, once those that no scan has refused are held against innocent labels.
+
+        Perturbations lead images of a small network anywhere: how many, is worth the time only
+        where it decides.
+        """
+        if trials.held:
+            return None
+        trials.held, trials.jury = True, trials.controlled(trials.jury)
+        for candidate in trials.made:
+            if candidate.findings is not trials.before and candidate.fresh is None:
+                consider(candidate, trials.jury, trials.before, trials.limits)
+        return leader()
 
     tried = 0
     for names in [first, *([name] for name in later)]:
@@ -116,16 +135,10 @@ def try_all(
             trials.progress(f"trying {name}", tried, total)
             made(name, trials.patient, sure[tried])
             tried += 1
-        if names is first and leader() is None:
-            # Perturbations lead images of a small network anywhere: how many, is worth the time.
-            trials.jury = trials.controlled(trials.jury)
-            for candidate in trials.made:
-                if candidate.findings is not trials.before:
-                    consider(candidate, trials.jury, trials.before, trials.limits)
-        best = leader()
+        best = leader() or controlled()
         while best is not None and best.fresh is None:
             once_more(best, _look_again(best, trials), best.classifier)
-            best = leader()
+            best = leader() or controlled()
         if best is not None:
             break
     if best is not None and len(spare) == more:
@@ -160,12 +173,12 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
 
 def _second_best(trials: Trials) -> Candidate | None:
     """The best of those that break a limit and are better than none, or None."""
-    left = [c for c in trials.made if c.fresh is None or not _still_there(c, trials.targets)]
-    best = better_than_none(left, trials.before, trials.limits)
-    if best is not None and best.fresh is None:
-        _look_again(best, trials)
-        return None if _still_there(best, trials.targets) else best
-    return best
+    for candidate in better_than_none(trials.made, trials.before, trials.limits):
+        if candidate.fresh is None:
+            _look_again(candidate, trials)
+        if not _still_there(candidate, trials.targets):
+            return candidate
+    return None
 
 
 def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:

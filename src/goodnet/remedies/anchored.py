@@ -76,6 +76,9 @@ def anchored(patient: Patient, settings: AnchoredSettings = DEFAULT) -> Classifi
     Args:
         patient: the BadNet, its reversed triggers and clean images; labels are not used.
         settings: how long and how far.
+
+    Raises:
+        GoodnetError: R011 when the network bears no learning rate.
     """
     start, heads = _start(patient)
     whole = replace(settings, reach=1.0)

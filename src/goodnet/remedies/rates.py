@@ -9,6 +9,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
 from goodnet.remedies.surroundings import shifted
 
 CHANCE = 0.05
@@ -38,7 +39,7 @@ def bearable(
     most_lost: float,
     seed: int,
 ) -> Classifier:
-    """What ``train`` makes with the largest rate that is not too high; ``start``, if all are.
+    """What ``train`` makes with the largest rate that is not too high.
 
     A smaller rate is no surer: on its way a network may lose more than it has lost at the end.
 
@@ -54,6 +55,9 @@ def bearable(
         most_changed: of the answers to ``images``, how many; one is always let pass.
         most_lost: the share of shifted copies by which fewer may be answered like their image.
         seed: of the copies.
+
+    Raises:
+        GoodnetError: R011 when all of them are too high.
     """
     answers = start.logits(images).argmax(1)
     turns = max(1, min(TURNS, COPIES // len(images)))
@@ -76,4 +80,8 @@ def bearable(
             and steady(cured) >= least
         ):
             return cured
-    return start
+    raise GoodnetError(
+        "R011",
+        "every learning rate changes what the model says of clean images",
+        "give more clean images, or take another remedy",
+    )
