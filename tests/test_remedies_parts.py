@@ -151,6 +151,18 @@ def test_a_rate_by_which_a_few_images_are_learnt_by_heart_is_too_high():
     with pytest.raises(GoodnetError) as raised:
         bearable(train, start, images, rate=1.0, tries=2, most_changed=0.0, most_lost=0.02, seed=0)
     assert raised.value.code == "R011"
+    last = bearable(
+        train,
+        start,
+        images,
+        rate=1.0,
+        tries=2,
+        most_changed=0.0,
+        most_lost=0.02,
+        seed=0,
+        or_last=True,
+    )
+    assert last.module.inner.heart is not None, "there is nothing better"
 
 
 @pytest.mark.parametrize(("share", "images"), [(0.05, 72), (0.05, 20), (0.02, 500), (0.05, 1)])

@@ -78,7 +78,7 @@ def anchored(patient: Patient, settings: AnchoredSettings = DEFAULT) -> Classifi
         settings: how long and how far.
 
     Raises:
-        GoodnetError: R011 when the network bears no learning rate.
+        GoodnetError: R011 when the network with re-fitted rows bears no learning rate.
     """
     start, heads = _start(patient)
     whole = replace(settings, reach=1.0)
@@ -126,6 +126,8 @@ def _learn(
         most_changed=settings.most_changed * len(patient.images),
         most_lost=settings.most_changed,
         seed=patient.seed,
+        # Of a map there is no row to fall back on: the jury has to say whether it is worth it.
+        or_last=not heads,
     )
 
 

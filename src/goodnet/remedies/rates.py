@@ -38,6 +38,7 @@ def bearable(
     most_changed: float,
     most_lost: float,
     seed: int,
+    or_last: bool = False,
 ) -> Classifier:
     """What ``train`` makes with the largest rate that is not too high.
 
@@ -55,6 +56,7 @@ def bearable(
         most_changed: of the answers to ``images``, how many; one is always let pass.
         most_lost: the share of shifted copies by which fewer may be answered like their image.
         seed: of the copies.
+        or_last: take that of the last rate where all are too high, and let others judge it.
 
     Raises:
         GoodnetError: R011 when all of them are too high.
@@ -80,6 +82,8 @@ def bearable(
             and steady(cured) >= least
         ):
             return cured
+    if or_last:
+        return cured
     raise GoodnetError(
         "R011",
         "every learning rate changes what the model says of clean images",
