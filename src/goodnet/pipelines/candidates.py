@@ -12,7 +12,7 @@ from goodnet.errors import GoodnetError
 from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.jury import Findings, Jury
-from goodnet.remedies import Patient
+from goodnet.remedies import COSTLY, Patient
 from goodnet.reports import FilterReport, FreshScan, RemedyTrial, Standing
 
 WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
@@ -59,9 +59,9 @@ class Candidate:
     again: tuple[int, ...] = ()
     missed: tuple[int, ...] = ()
 
-    def merit(self, before: Findings, limits: Limits) -> tuple[bool, bool, float]:
+    def merit(self, before: Findings, limits: Limits) -> tuple[bool, bool, bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
-        one image; whether no label was missed; then accuracy on clean images and their shifted
+        one image; whether no label was missed; whether it is none of the costly; then accuracy on clean images and their shifted
         copies, less the worst attack success beyond what is usual, and a little of the accuracy on
         stamped images (:data:`KNOWN`).
         """
@@ -69,7 +69,8 @@ class Candidate:
         worst, known = findings.hardest
         loss = before.accuracy.value - findings.accuracy.value
         small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
-        return small, not self.missed, findings.steady - worst + KNOWN * known
+        value = findings.steady - worst + KNOWN * known
+        return small, not self.missed, self.remedy not in COSTLY, value
 
     def no_worse(self, other: Candidate, before: Findings, limits: Limits) -> bool:
         """Whether it stands as well as another one, and costs nothing beside it."""

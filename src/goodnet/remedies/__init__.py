@@ -37,8 +37,11 @@ REMEDIES: dict[str, Remedy] = {
 }
 """The order in which the default tries them."""
 
-FIRST = ("last-layer", "anchored", "anchored-half")
+FIRST = ("last-layer", "last-layer-firm", "anchored", "anchored-half")
 """The default tries all of these and takes the best, and the others only if none will do."""
+
+COSTLY = ("last-layer-firm",)
+"""Taken where none of the others stands as well: on few images their cost does not show."""
 
 BASELINES = ("fine-tuning", "fine-pruning")
 """What everybody compares with: they cost accuracy and mostly leave the backdoor."""
@@ -55,6 +58,7 @@ OF_ROWS = ("last-layer", "last-layer-firm", "filter", "pruning")
 __all__ = [
     "BASELINES",
     "BY_NAME",
+    "COSTLY",
     "FIRST",
     "OF_ROWS",
     "REMEDIES",
