@@ -61,9 +61,9 @@ class Candidate:
 
     def merit(self, before: Findings, limits: Limits) -> tuple[bool, bool, bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
-        one image; whether no label was missed; whether it is none of the costly; then accuracy on clean images and their shifted
-        copies, less the worst attack success beyond what is usual, and a little of the accuracy on
-        stamped images (:data:`KNOWN`).
+        one image; whether no label was missed; whether it is none of the costly; then accuracy on
+        clean images and their shifted copies, less the worst attack success beyond what is usual,
+        and a little of the accuracy on stamped images (:data:`KNOWN`).
         """
         findings = self.findings
         worst, known = findings.hardest
