@@ -92,7 +92,7 @@ class Findings:
             share that triggers of its kind and size lead to innocent labels; 0 where there is none
             to hold it against.
         recovered: target -> share of the images under its triggers that are known for what they
-            are, of the trigger that leaves the fewest.
+            are, of the trigger that leaves the fewest; stickers aside, where there are others.
         hardest: attack success beyond what is usual and recovered accuracy, worst of all targets,
             under the stronger triggers as well: by that repairs are told from each other. It is no
             proof against one, as a change that is large enough makes a clean network err, too.
@@ -278,8 +278,11 @@ def _under(
             pairs=[*found.pairs, (led, usual)],
             hit=hit if first or hit.value > found.hit.value else found.hit,
             beyond=max(found.beyond, hit.value - usual),
-            known=known if first or known.value < found.known.value else found.known,
         )
+        # What a sticker covers cannot be known again.
+        told = kind(trigger) != "sticker" or all(kind(other) == "sticker" for other in triggers)
+        if told and (found.known.n == 0 or known.value < found.known.value):
+            found = replace(found, known=known)
     return found
 
 
