@@ -27,7 +27,6 @@ class Patient:
             the classes, which has no target, are :data:`goodnet.trigger.NOBODY`'s.
         seed: of everything random.
         false_alarms: the share of clean images that a filter may reject, in [0, 1].
-        pressed: labels whose rows are held against perturbations as well.
         kept: what one remedy has computed that another can use, by a name of its own.
     """
 
@@ -38,5 +37,4 @@ class Patient:
     triggers: Mapping[int, Sequence[Stamp]]
     seed: int = 0
     false_alarms: float = FALSE_ALARMS
-    pressed: frozenset[int] = frozenset()
     kept: dict[object, Classifier] = field(default_factory=dict, compare=False)
