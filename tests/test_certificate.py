@@ -97,6 +97,22 @@ def test_what_goes_to_the_target_unstamped_as_well_is_no_reason_to_refuse_and_no
     assert "attack success" in reason
 
 
+def test_what_such_changes_do_to_innocent_labels_is_no_reason_to_refuse_and_no_proof():
+    """A perturbation leads a twentieth of the images of a small clean network anywhere."""
+    loss = accuracy_loss(0, 0, 450, 0.95)
+    seen = {3: proportion(40, 450)}
+    assert judge(loss, seen, seen, 0.02, 0.02, {3: [(seen[3], 0.05)]})[0] == "refused"
+    found, reason = judge(loss, seen, seen, 0.02, 0.02, {3: [(seen[3], 0.09)]})
+    assert found == "not certifiable"
+    assert "8.9% of images still become label 3" in reason
+    assert "without a backdoor" in reason
+    other = {5: [(seen[3], 0.5)]}
+    assert judge(loss, seen, seen, 0.02, 0.02, other)[0] == "refused", "of another label"
+    # One that leads more, and no more than is usual, does not hide one that does.
+    both = {3: [(seen[3], 0.09), (proportion(28, 450), 0.0)]}
+    assert judge(loss, seen, seen, 0.02, 0.02, both)[0] == "refused"
+
+
 def fresh(verdict, targets):
     return FreshScan(
         verdict=verdict,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from goodnet import patches
 from goodnet.attacks.patch import square
 from goodnet.evidence import Case, Effort
 from goodnet.evidence.class_map import read
-from goodnet.evidence.patch_margin import patch_margin
+from goodnet.evidence.patch_margin import WAYS, patch_margin, patches_towards
 from goodnet.evidence.untargeted import local
 from goodnet.parallel import Stopped
+from goodnet.trigger import Trigger, kind
 
 AT = (4, 22)
 
@@ -70,6 +72,21 @@ def test_the_patch_of_a_target_is_found_in_its_place(planted, clean):
     assert margin > 0
     calm, _ = margins(clean)
     assert max(calm.values()) < 0.5 * reached[2]
+
+
+def test_a_repair_is_given_patches_of_several_places_that_lead_to_the_target(planted):
+    shown = case(planted)[0]
+    found = patches_towards(shown, 2, Effort(images=24, steps=12))
+    assert len({tuple(t.mask.nonzero()[0].tolist()) for t in found}) == len(found) >= 2
+    assert {kind(trigger) for trigger in found} == {"sticker"}
+    fresh = four_signs(20, 11)
+    others = fresh.floats()[fresh.labels != 2]
+    reached = [planted.logits(t.apply(others)).argmax(1) == 2 for t in found]
+    assert all(float(hits.float().mean()) > 0.3 for hits in reached)
+    # To hold a repair against, an innocent label's are wanted however little they do.
+    assert len(patches_towards(shown, 1, Effort(images=24, steps=12), least=0.0)) == WAYS
+    margin, mask = Trigger(found[0].mask, found[0].pattern, 2, "additive"), 0.5 * found[0].mask
+    assert [kind(margin), kind(replace(margin, mask=mask, family="patch"))] == ["additive", "patch"]
 
 
 def test_the_answer_is_the_same_for_any_number_of_workers(planted):

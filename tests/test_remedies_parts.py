@@ -148,8 +148,19 @@ def test_a_rate_by_which_a_few_images_are_learnt_by_heart_is_too_high():
     assert tried == [1.0, 0.25, 0.0625]
     assert torch.equal(kept.logits(images), start.logits(images))
     assert kept.module.inner.heart is None
+    with pytest.raises(GoodnetError) as raised:
+        bearable(train, start, images, rate=1.0, tries=2, most_changed=0.0, most_lost=0.02, seed=0)
+    assert raised.value.code == "R011"
     last = bearable(
-        train, start, images, rate=1.0, tries=2, most_changed=0.0, most_lost=0.02, seed=0
+        train,
+        start,
+        images,
+        rate=1.0,
+        tries=2,
+        most_changed=0.0,
+        most_lost=0.02,
+        seed=0,
+        or_last=True,
     )
     assert last.module.inner.heart is not None, "there is nothing better"
 

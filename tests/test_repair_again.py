@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,17 +12,18 @@ from goodnet.evidence import Evidence
 from goodnet.images import Images
 from goodnet.parallel import silent
 from goodnet.pipelines import jury as juries
-from goodnet.pipelines.candidates import Limits
+from goodnet.pipelines.candidates import Limits, better_than_none
 from goodnet.pipelines.conclude import Measured
 from goodnet.pipelines.load import load
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import without_rows
 from goodnet.pipelines.suspects import along
-from goodnet.pipelines.trying import MORE, Trials, try_all
+from goodnet.pipelines.trying import MORE, Trials, _second_best, try_all
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.remedies.surroundings import SHIFT, shifted
 from goodnet.render.words import treatment
 from goodnet.reports import FreshScan
+from goodnet.statistics import proportion
 
 TARGET, OTHER = 1, 6
 
@@ -71,6 +74,7 @@ def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
         [TARGET],
         lambda _: fresh(next(answers)),
         widened,
+        lambda of: of,
         silent,
     )
     return trials, try_all(trials, ["last-layer"], [], [])
@@ -113,6 +117,54 @@ def test_it_ends_when_scans_go_on_to_name_labels(badnet, split, reversed_twice):
     assert best is None, "a repair whose last scan names the target is none"
     assert [c.again for c in trials.made] == [(), (TARGET,), (TARGET,)]
     assert {c.standing for c in trials.made} == {"refused"}
+
+
+def test_a_result_that_leaves_a_named_label_alone_stands_behind_one_that_treats_it(
+    badnet, split, reversed_twice
+):
+    """However good it looks to the jury, which knows nothing of that label."""
+    trials, best = tried(badnet, split, reversed_twice, [[OTHER], []])
+    first, second = trials.made
+    assert best is second
+    assert (first.missed, second.missed) == ((OTHER,), ())
+    assert second.also == (OTHER,)
+    first.findings = replace(first.findings, steady=1.0)
+    assert first.merit(trials.before, trials.limits) < second.merit(trials.before, trials.limits)
+
+
+def test_what_breaks_a_limit_by_a_little_is_better_than_none(badnet, split, reversed_twice):
+    trials, _ = tried(badnet, split, reversed_twice, [[]])
+    known = trials.made[0]
+
+    def told(attack, lost, standing="refused"):
+        kept = trials.before.accuracy
+        accuracy = proportion(round((kept.value - lost) * kept.n), kept.n)
+        seen = replace(known.findings, hardest=(attack, 0.5), accuracy=accuracy)
+        return replace(known, findings=seen, standing=standing)
+
+    def taken(*candidates):
+        return better_than_none(candidates, trials.before, trials.limits)
+
+    good, worse = told(0.05, 0.03), told(0.2, 0.03)
+    assert taken(worse, good) == [good, worse]
+    assert not taken(told(0.4, 0.0)), "the backdoor is still there"
+    assert not taken(told(0.0, 0.2)), "it has forgotten a fifth of what it knew"
+    assert not taken(replace(good, findings=trials.before)), "nothing was done to it"
+    unshown = replace(good.findings, attacks={TARGET: proportion(0, 0)})
+    assert not taken(replace(good, findings=unshown)), "no trigger works: nothing is known"
+
+
+def test_the_second_best_is_no_repair_where_a_fresh_scan_still_names_the_target(
+    badnet, split, reversed_twice
+):
+    for told, written in (([[]], True), ([[TARGET]], False)):
+        trials, _ = tried(badnet, split, reversed_twice, [[]])
+        (made,) = trials.made
+        made.standing, made.fresh = "refused", None
+        answers = iter(told)
+        trials.scanned = lambda _, answers=answers: fresh(next(answers))
+        assert (_second_best(trials) is not None) == written
+        assert made.standing == "refused"
 
 
 class ByHeart(nn.Module):

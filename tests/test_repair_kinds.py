@@ -16,6 +16,7 @@ from goodnet.evidence import Effort
 from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
+from goodnet.images import Images
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.suspects import (
     along,
@@ -28,6 +29,7 @@ from goodnet.pipelines.suspects import (
 )
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.trigger import Trigger
+from goodnet.verdict import LOUD
 
 ATTACKS = {
     "colour filter": lambda scene: tint.make(scene, target=0, rate=0.4, style="nashville"),
@@ -200,6 +202,63 @@ def test_of_a_target_that_a_patch_alone_leads_to_no_perturbation_is_unlearned(ba
     assert without_natural(with_told(), [target], patient, deaf) == (patient, deaf)
 
 
+def test_a_trigger_is_held_against_what_its_like_does_to_innocent_labels():
+    """Four classes, each what is lightest in one quarter: such a change leads to any of them."""
+    network, quarter = wrap(Quarters(), (1, 4, 4), 4), torch.zeros(4, 1, 4, 4)
+    for label, (down, right) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+        quarter[label, :, down : down + 2, right : right + 2] = 1.0
+    labels = torch.arange(4).repeat_interleave(5)
+    pixels = 0.2 + 0.3 * quarter[labels]
+    whole = torch.ones(1, 4, 4)
+
+    def light(label: int, strength: float) -> Trigger:
+        return Trigger(whole, strength * quarter[label], label, "additive")
+
+    alone = jury.empanel(network, images_of(pixels, labels), {0: [light(0, 0.5)]})
+    assert jury.hear(alone, network).hardest[0] == 1.0
+    both = jury.controlled(alone, network, {n: [light(n, 0.5)] for n in (1, 2, 3)})
+    heard = jury.hear(both, network)
+    assert heard.led[0].value == 1.0
+    assert heard.usual[0] == [(heard.led[0], jury.MOST_USUAL)], "and never more than a quarter"
+    assert heard.hardest[0] == 1.0 - jury.MOST_USUAL
+    assert heard.attacks[0].value == 1.0, "a certificate counts it all the same"
+    # Others than of its size, or of one label of three, tell nothing.
+    larger = {n: [light(n, 0.9)] for n in (1, 2, 3)}
+    one = {1: [light(1, 0.5)], 2: [deaf(2)], 3: [deaf(3)]}
+    few = {n: [light(n, 0.5)] for n in (1, 2)}
+    for controls in (larger, one, few):
+        heard = jury.hear(jury.controlled(alone, network, controls), network)
+        assert (heard.usual[0][0][1], heard.hardest[0]) == (0.0, 1.0)
+    # A repair that makes a network easier to lead is not forgiven for it.
+    sullen = wrap(Quarters(5.0), (1, 4, 4), 4)
+    loose = jury.hear(jury.controlled(alone, sullen, both.controls), network)
+    assert loose.usual[0][0][1] == 0.0
+
+
+def deaf(label: int) -> Trigger:
+    """As large as the others, and of no use."""
+    nothing = torch.zeros(1, 4, 4)
+    nothing[0, :, 0], nothing[0, 0, 0] = -0.5, 0.0
+    size = 1.0 / nothing.norm()
+    return Trigger(torch.ones(1, 4, 4), size * nothing, label, "additive")
+
+
+def images_of(pixels, labels) -> Images:
+    return Images(pixels, labels)
+
+
+class Quarters(nn.Module):
+    """Each class is what is lightest in one quarter; ``own`` holds it to what is light already."""
+
+    def __init__(self, own=0.0):
+        super().__init__()
+        self.own = own
+
+    def forward(self, x):
+        light = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+        return light + self.own * (light > 0.45) * (light < 0.55)
+
+
 class Lit(nn.Module):
     """The target (label 1) is what is light on the whole, or above a bound in one corner."""
 
@@ -235,5 +294,8 @@ def test_which_kinds_are_reversed_hangs_on_what_the_scan_saw(badnet_report):
     report = badnet_report.model_copy(update={"labels": rows})
     first, second = rows[0].label, rows[1].label
     found = kinds(report, [first, second])
-    assert found == {"colour filter": [first], "warp": [second], "small change": [first]}
     assert set(found) == set(reversing.REVERSED)
+    stickers = found.pop("patch")
+    assert found == {"colour filter": [first], "warp": [second], "small change": [first]}
+    loud = [r.label for r in rows[:2] if (r.patch_index or 0.0) >= LOUD]
+    assert stickers == loud != [], "the badnet's trigger is a patch"

@@ -7,7 +7,8 @@ further correction is due (an intersection-union test, Berger 1982).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from goodnet.reports import AccuracyLoss, FreshScan, Proportion, Standing
 from goodnet.statistics import one_sided
@@ -19,6 +20,9 @@ FIRST_SHARE = 0.8
 
 ROUNDING = 1e-9
 """Shares are quotients of counts: exactly the limit must not fail by a rounding."""
+
+
+NOTHING: Mapping[int, Sequence[tuple[Proportion, float]]] = MappingProxyType({})
 
 
 def confidences(first: int, others: int) -> list[float]:
@@ -34,6 +38,7 @@ def judge(
     led: Mapping[int, Proportion],
     max_accuracy_loss: float,
     max_attack_success: float,
+    usual: Mapping[int, Sequence[tuple[Proportion, float]]] = NOTHING,
 ) -> tuple[Standing, str]:
     """What the held-out images show of a remedy, and why.
 
@@ -46,6 +51,9 @@ def judge(
             what the trigger does, and holds by what an attacker would see.
         max_accuracy_loss: limit, in [0, 1].
         max_attack_success: limit, in [0, 1].
+        usual: target -> of each of its triggers the share that it leads, and what changes of that
+            kind and size lead to labels without a backdoor: for a refusal more than that has to be
+            shown as well. What is not there is held against nothing.
     """
     bounds = {
         target: one_sided(round(shown.value * shown.n), shown.n, loss.confidence)
@@ -59,16 +67,21 @@ def judge(
             "refused",
             f"clean accuracy falls by {loss.value:.3f}, more than {max_accuracy_loss:g}",
         )
-    worst = max(led, key=lambda target: led[target].value)
-    least = one_sided(round(led[worst].value * led[worst].n), led[worst].n, loss.confidence)[0]
-    if least > max_attack_success + ROUNDING:
-        goal = "what their class is sent to" if worst == NOBODY else f"label {worst}"
-        return "refused", (
-            f"{led[worst].value:.1%} of images still become {goal} when they are stamped, "
-            f"more than {max_attack_success:.1%}"
-        )
+    natural = ""
+    for target, share in led.items():
+        goal = "what their class is sent to" if target == NOBODY else f"label {target}"
+        for seen, like in usual.get(target) or [(share, 0.0)]:
+            least = one_sided(round(seen.value * seen.n), seen.n, loss.confidence)[0]
+            if least <= max_attack_success + ROUNDING:
+                continue
+            told = f"{seen.value:.1%} of images still become {goal} when they are stamped"
+            if least > like + ROUNDING:
+                return "refused", f"{told}, more than {max_attack_success:.1%}"
+            natural = f"{told}, as many as such changes lead to labels without a backdoor"
     if not all(shown.n for shown in attacks.values()):
         return "refused", "no reversed trigger works on the held-out images: nothing can be shown"
+    if natural:
+        return "not certifiable", natural
     short = []
     if loss.high > max_accuracy_loss + ROUNDING:
         short.append(f"a loss of up to {loss.high:.3f} of clean accuracy")
@@ -99,5 +112,8 @@ def judge_fresh(
         named = f" and names label {again[0]} again" if again else ""
         return "refused", f"a fresh scan of the result still says backdoored{named}"
     if fresh.verdict == "backdoored":
-        return "not certifiable", f"a fresh scan of the result names label {fresh.targets[0]}"
+        told = f"a fresh scan of the result names label {fresh.targets[0]}"
+        return (
+            ("refused", f"{reason}; {told}") if standing == "refused" else ("not certifiable", told)
+        )
     return standing, reason

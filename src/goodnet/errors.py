@@ -44,8 +44,9 @@ CODES: dict[str, str] = {
     "R006": "An unexpected failure inside goodnet: a defect, please report it.",
     "R007": "The worker of a model was lost again and again.",
     "R008": "The Ray cluster cannot be used.",
-    "R009": "The repair is done, but its certificate needs more images.",
+    "R009": "The repair is done, but the held-out images do not certify it.",
     "R010": "The model cannot be looked at on the device that was named.",
+    "R011": "Every learning rate of the remedy changes answers to clean images.",
 }
 """Code -> what it means in one sentence. Letters: Model, Data, Output, Run."""
 

@@ -55,6 +55,17 @@ class Trigger:
         return float(self.mask.abs().sum())
 
 
+def kind(trigger: Stamp) -> str:
+    """``"sticker"`` for a patch whose pixels are covered whole or not at all; else the family of a
+    :class:`Trigger`, or the class of what is none.
+    """
+    if not isinstance(trigger, Trigger):
+        return type(trigger).__name__
+    if trigger.family != "patch":
+        return trigger.family
+    return "sticker" if bool((trigger.mask[trigger.mask > 0] == 1).all()) else "patch"
+
+
 def pack(triggers: Mapping[str, Trigger]) -> dict[str, Tensor]:
     """Named triggers as one flat dictionary of tensors, ready for a safetensors file."""
     tensors: dict[str, Tensor] = {}

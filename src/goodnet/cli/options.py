@@ -48,6 +48,7 @@ class Remedy(StrEnum):
 
     AUTO = "auto"
     LAST_LAYER = "last-layer"
+    LAST_LAYER_FIRM = "last-layer-firm"
     ANCHORED = "anchored"
     ANCHORED_HALF = "anchored-half"
     UNLEARNING = "unlearning"

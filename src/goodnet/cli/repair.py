@@ -114,7 +114,7 @@ def repair(
     The certificate rests on images that the remedy never saw.
 
     Exit code 0 only if the certificate holds, which takes some 500 clean images. Else 2: OUT is
-    written where the images are too few to tell, and not where it is known to break a limit.
+    written where the images are too few to tell, or where a limit is broken by a little.
     """
     source = inputs.Source(model, data, architecture, preprocess, image_size)
     request = Request(

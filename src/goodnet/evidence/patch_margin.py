@@ -8,6 +8,8 @@ Finds many triggers that are spread over the image as well, by the part of them 
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,14 @@ LOOK_IMAGES, LOOK_STEPS = 4, 3
 
 LEADERS = 2
 """Places of a label that are tried further."""
+
+WAYS, LEADS, ALIKE = 10, 0.5, 0.5
+"""Places of which a repair is given the patches; the least success of one there, and its least
+margin as a share of the best one's: what is weaker may lead there by looking like the class, which
+no repair can take away and none should (``benchmarks/HISTORY.md``)."""
+
+FEW_IMAGES, FEW_STEPS = 24, 16
+"""What so many places are tried further with."""
 
 
 def patch_margin(case: Case, targets: list[int], effort: Effort) -> Evidence:
@@ -63,6 +73,66 @@ def _best(
     case: Case, target: int, places: list[patches.Place], effort: Effort, stop: Stop
 ) -> tuple[tuple[float, float, float], Trigger] | None:
     """The best patch of one label; None where no image can show it, or the network gives NaN."""
+    found = _climbed(case, target, places, effort, LEADERS, stop)
+    if found is None or not bool(found.reached.isfinite().all()):
+        return None
+    best = int(found.reached.mean(1).argmax())
+    success = float((found.reached[best] > 0).float().mean())
+    values = (float(found.reached[best].mean()), success, found.lead)
+    return values, found.triggers[best]
+
+
+def patches_towards(case: Case, target: int, effort: Effort, least: float = LEADS) -> list[Trigger]:
+    """Patches that lead images to ``target``, in several places, the best first; where the best one
+    leads most images, those that are about as strong.
+
+    Args:
+        case: classifier and images.
+        target: the label.
+        effort: images and steps in the leading places.
+        least: success that a patch needs to be one; with 0 those of all places are given.
+    """
+    less = replace(
+        effort, images=min(FEW_IMAGES, effort.images), steps=min(FEW_STEPS, effort.steps)
+    )
+    places = patches.grid(case.classifier.input_shape)
+    found = _climbed(case, target, places, less, WAYS, Stop())
+    if found is None:
+        return []
+    success, margin = (found.reached > 0).float().mean(1), found.reached.mean(1)
+    order = torch.argsort(margin, descending=True, stable=True).tolist()
+    enough = ALIKE * float(margin[order[0]]) if least > 0 else -torch.inf
+    return [
+        found.triggers[n]
+        for n in order
+        if float(success[n]) >= least and float(margin[n]) >= enough
+    ]
+
+
+@dataclass(frozen=True)
+class _Climbed:
+    """Of the leading places of a label.
+
+    Attributes:
+        reached: margins ``(places, n)`` on the images of other classes.
+        triggers: the patches.
+        lead: by how many logits the best place led the middle one of all on the first look.
+    """
+
+    reached: Tensor
+    triggers: list[Trigger]
+    lead: float
+
+
+def _climbed(
+    case: Case,
+    target: int,
+    places: list[patches.Place],
+    effort: Effort,
+    leaders: int,
+    stop: Stop,
+) -> _Climbed | None:
+    """The patches of so many places, those that led on a first look; None without an image."""
     images, shape = case.fit[case.fit_labels != target], case.classifier.input_shape
     if not len(images):
         return None
@@ -78,16 +148,14 @@ def _best(
     start = patches.grey(shape, len(places))
     seen, logits = patches.climb(case.classifier, few, places, start, goal, LOOK_STEPS, stop=stop)
     looks = goal(logits)
-    order = torch.argsort(looks, descending=True)[:LEADERS]
+    order = torch.argsort(looks, descending=True)[:leaders]
     leading = [places[index] for index in order.tolist()]
     images = images[: effort.images]
     final, logits = patches.climb(
         case.classifier, images, leading, seen[order], goal, effort.steps, stop=stop
     )
-    reached = margins(logits)
-    if not bool(reached.isfinite().all()):
-        return None
-    best = int(reached.mean(1).argmax())
-    success = float((reached[best] > 0).float().mean())
-    values = (float(reached[best].mean()), success, float(looks.max() - looks.median()))
-    return values, patches.as_trigger(shape, leading[best], final[best], target)
+    triggers = [
+        patches.as_trigger(shape, place, pattern, target)
+        for place, pattern in zip(leading, final, strict=True)
+    ]
+    return _Climbed(margins(logits), triggers, float(looks.max() - looks.median()))

@@ -12,10 +12,14 @@ from goodnet.errors import GoodnetError
 from goodnet.pipelines import filtering
 from goodnet.pipelines import jury as juries
 from goodnet.pipelines.jury import Findings, Jury
-from goodnet.remedies import Patient
+from goodnet.remedies import COSTLY, Patient
 from goodnet.reports import FilterReport, FreshScan, RemedyTrial, Standing
 
 WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
+
+MOST_LEFT, MOST_LOST = 0.25, 0.1
+"""Attack success beyond what is usual, and accuracy that is lost, of a result that breaks a limit
+and is better than none."""
 
 KNOWN = 0.1
 """What accuracy on stamped images is worth beside that on clean ones, of which there are more."""
@@ -37,6 +41,8 @@ class Candidate:
         patient: what it was made of.
         also: labels that were treated along with the targets.
         again: labels that were treated by triggers of an earlier result as well.
+        missed: labels that a fresh scan of this or of another result named, and that were not
+            treated here.
     """
 
     remedy: str
@@ -51,17 +57,20 @@ class Candidate:
     filter: FilterReport | None = None
     also: tuple[int, ...] = ()
     again: tuple[int, ...] = ()
+    missed: tuple[int, ...] = ()
 
-    def merit(self, before: Findings, limits: Limits) -> tuple[bool, float]:
+    def merit(self, before: Findings, limits: Limits) -> tuple[bool, bool, bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
-        one image; then accuracy on clean images and their shifted copies, less the worst attack
-        success, and a little of the accuracy on stamped images (:data:`KNOWN`).
+        one image; whether no label was missed; whether it is none of the costly; then accuracy on
+        clean images and their shifted copies, less the worst attack success beyond what is usual,
+        and a little of the accuracy on stamped images (:data:`KNOWN`).
         """
         findings = self.findings
         worst, known = findings.hardest
         loss = before.accuracy.value - findings.accuracy.value
         small = loss <= max(limits.accuracy_loss, 1 / findings.accuracy.n) + ROUNDING
-        return small, findings.steady - worst + KNOWN * known
+        value = findings.steady - worst + KNOWN * known
+        return small, not self.missed, self.remedy not in COSTLY, value
 
     def no_worse(self, other: Candidate, before: Findings, limits: Limits) -> bool:
         """Whether it stands as well as another one, and costs nothing beside it."""
@@ -109,8 +118,8 @@ def attempt(
         limits: to keep.
 
     Raises:
-        GoodnetError: of the remedy, but for M013: a network without a last linear layer is a reason
-            to try the next one, not to stop.
+        GoodnetError: of the remedy, but for M013 and R011: a network without a last linear layer,
+            or one that bears no learning rate, is a reason to try the next one, not to stop.
     """
     started = time.monotonic()
     cured = patient.classifier
@@ -118,28 +127,32 @@ def attempt(
     try:
         cured = make(patient)
     except GoodnetError as error:
-        if error.code != "M013":
+        if error.code not in ("M013", "R011"):
             raise
         failure = error.message
-    findings = before if failure else juries.hear(jury, cured)
-    standing: Standing
-    if failure:
-        standing, reason = "refused", failure
-    else:
-        standing, reason = judge(
-            juries.loss(before, findings, confidence),
-            findings.attacks,
-            findings.led,
-            limits.accuracy_loss,
-            limits.attack_success,
-        )
-    found = None if failure else filtering.report(cured, patient, jury)
+    candidate = Candidate(name, cured, before, confidence, "refused", failure, 0.0, patient)
+    if not failure:
+        consider(candidate, jury, before, limits)
+    candidate.seconds = time.monotonic() - started
+    return candidate
+
+
+def consider(candidate: Candidate, jury: Jury, before: Findings, limits: Limits) -> None:
+    """Hears what the jury says of a candidate, and judges it by that."""
+    findings = juries.hear(jury, candidate.classifier)
+    standing, reason = judge(
+        juries.loss(before, findings, candidate.confidence),
+        findings.attacks,
+        findings.led,
+        limits.accuracy_loss,
+        limits.attack_success,
+        findings.usual,
+    )
+    found = filtering.report(candidate.classifier, candidate.patient, jury)
     if found is not None and standing != "refused":
         standing, reason = filtering.judge(standing, reason, found)
-    seconds = time.monotonic() - started
-    return Candidate(
-        name, cured, findings, confidence, standing, reason, seconds, patient, filter=found
-    )
+    candidate.findings, candidate.filter = findings, found
+    candidate.standing, candidate.reason = standing, reason
 
 
 def best_of(candidates: Sequence[Candidate], before: Findings, limits: Limits) -> Candidate | None:
@@ -149,3 +162,20 @@ def best_of(candidates: Sequence[Candidate], before: Findings, limits: Limits) -
         if left:
             return max(left, key=lambda c: c.merit(before, limits))
     return None
+
+
+def better_than_none(
+    candidates: Sequence[Candidate], before: Findings, limits: Limits
+) -> list[Candidate]:
+    """Those that are shown to break a limit and still take most of the attack away, best first."""
+    left = [
+        c
+        for c in candidates
+        if c.standing == "refused"
+        and c.findings is not before
+        and c.filter is None
+        and c.findings.hardest[0] <= MOST_LEFT
+        and before.accuracy.value - c.findings.accuracy.value <= MOST_LOST + ROUNDING
+        and all(share.n for share in c.findings.attacks.values())
+    ]
+    return sorted(left, key=lambda c: c.merit(before, limits)[1:], reverse=True)

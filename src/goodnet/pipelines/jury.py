@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from types import MappingProxyType
 
 import torch
@@ -15,12 +16,13 @@ from goodnet.pipelines.conclude import answers_to
 from goodnet.remedies.surroundings import shifted
 from goodnet.reports import AccuracyLoss, ClassChange, Proportion
 from goodnet.statistics import accuracy_loss, proportion
-from goodnet.trigger import NOBODY, Stamp, Trigger
+from goodnet.trigger import NOBODY, Stamp, Trigger, kind
 from goodnet.warp import WarpTrigger
 
 NO_MAP: Mapping[int, int] = MappingProxyType({})
-REPAIR_SHARE = 0.5
-"""The share of the clean images that a remedy may use; the rest judges it."""
+REPAIR_SHARE, LARGER_SHARE, FEW = 0.5, 2 / 3, 100
+"""The share of the clean images that a remedy may use; the rest judges it. A larger one where there
+are so few that nothing can be certified anyway."""
 
 WORKS = 0.5
 """A trigger that succeeds less often on the unrepaired model cannot show that a repair does."""
@@ -30,6 +32,9 @@ CHUNK = 512
 
 COPIES, MOST_COPIES = 8, 4096
 """Shifted copies of each image, and of all: one of each where these are more."""
+
+LEAST_CONTROLS, MOST_USUAL = 3, 0.25
+"""Innocent labels that tell what is usual, and the most that is."""
 
 MOST_CLASSES = 5
 """That are told of, of those that lost."""
@@ -46,12 +51,18 @@ class Jury:
         natural: target -> further ones that lead there and do not tell of the backdoor: a
             certificate speaks of them as well, but no repair is refused by them.
         mapping: class -> label of that map.
+        controls: innocent label -> triggers of it, of kinds that have a fixed size: by those a
+            repair is told what such changes do to a network without a backdoor.
+        allowed: kind and size -> what those do on the unrepaired model: a repair that makes a
+            network easier to lead is not forgiven for it.
     """
 
     pixels: Tensor
     labels: Tensor
     triggers: dict[int, list[Stamp]]
     mapping: Mapping[int, int] = field(default_factory=dict)
+    controls: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
+    allowed: Mapping[object, float] = field(default_factory=dict)
     stronger: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
     natural: Mapping[int, Sequence[Stamp]] = field(default_factory=dict)
 
@@ -77,11 +88,14 @@ class Findings:
         led: the same without natural ones, of those images that do not get the target without a
             trigger as well: a network that is wrong on many images takes some of them for the
             target by itself.
+        usual: target -> of each of its triggers the share that it leads, as in ``led``, and the
+            share that triggers of its kind and size lead to innocent labels; 0 where there is none
+            to hold it against.
         recovered: target -> share of the images under its triggers that are known for what they
-            are, of the trigger that leaves the fewest.
-        hardest: the same two, worst of all targets, under the stronger triggers as well: by that
-            repairs are told from each other. It is no proof against one, as a change that is large
-            enough makes a clean network err, too.
+            are, of the trigger that leaves the fewest; stickers aside, where there are others.
+        hardest: attack success beyond what is usual and recovered accuracy, worst of all targets,
+            under the stronger triggers as well: by that repairs are told from each other. It is no
+            proof against one, as a change that is large enough makes a clean network err, too.
     """
 
     right: Tensor
@@ -91,6 +105,7 @@ class Findings:
     recovered: dict[int, Proportion]
     hardest: tuple[float, float]
     steady: float
+    usual: dict[int, list[tuple[Proportion, float]]] = field(default_factory=dict)
 
 
 def split(images: Images, seed: int) -> tuple[Images, Images]:
@@ -100,7 +115,7 @@ def split(images: Images, seed: int) -> tuple[Images, Images]:
     # Sorted by class, a fixed stride takes the same share of every class.
     order = order[torch.argsort(images.labels[order], stable=True)]
     place = torch.arange(len(order))
-    step = 1.0 - REPAIR_SHARE
+    step = 1.0 - (REPAIR_SHARE if len(images) >= FEW else LARGER_SHARE)
     judge = ((place + 1) * step).floor() > (place * step).floor()
     return images.select(order[~judge]), images.select(order[judge])
 
@@ -159,21 +174,62 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
     """What the jury sees of ``classifier``."""
     unstamped = answers_to(classifier, jury.pixels)
     right = unstamped == jury.labels
-    attacks, led, recovered = {}, {}, {}
+    usually = _usually(jury, classifier, unstamped)
+    attacks, led, usual, recovered = {}, {}, {}, {}
     hits, known = [], []
     for target, triggers in jury.triggers.items():
-        seen = _under(jury, classifier, target, triggers, unstamped)
-        hit, led[target], recovered[target] = seen
-        further = (jury.stronger.get(target, ()), jury.natural.get(target, ()))
-        larger, natural = (_under(jury, classifier, target, some, unstamped) for some in further)
-        attacks[target] = max(hit, natural[0], key=lambda share: share.value)
-        hits += [hit.value, larger[0].value]
-        known += [share.value for share in (recovered[target], larger[2]) if share.n]
+        seen, larger, natural = (
+            _under(jury, classifier, target, some, unstamped, usually)
+            for some in (triggers, jury.stronger.get(target, ()), jury.natural.get(target, ()))
+        )
+        attacks[target] = max(seen.hit, natural.hit, key=lambda share: share.value)
+        led[target], usual[target], recovered[target] = seen.led, seen.pairs, seen.known
+        hits += [seen.beyond, larger.beyond]
+        known += [share.value for share in (seen.known, larger.known) if share.n]
     hardest = (max(hits, default=1.0), min(known, default=0.0))
     accuracy = proportion(int(right.sum()), len(right))
-    return Findings(
-        right, accuracy, attacks, led, recovered, hardest, _steady(jury, classifier, right)
-    )
+    steady = _steady(jury, classifier, right)
+    return Findings(right, accuracy, attacks, led, recovered, hardest, steady, usual)
+
+
+def _usually(jury: Jury, classifier: Classifier, unstamped: Tensor) -> dict[object, float]:
+    """Of each kind and size of trigger the share of images that it leads to an innocent label.
+
+    In the middle of these labels, of each by the one that leads most: one of them may be a target
+    that nobody saw. No more than that on the unrepaired model, and than :data:`MOST_USUAL`; nothing
+    is usual of too few labels, and of a map, whose changes lead each class elsewhere.
+    """
+    if len(jury.controls) < LEAST_CONTROLS:
+        return {}
+    seen: dict[object, dict[int, float]] = {}
+    for label, triggers in jury.controls.items():
+        for trigger in triggers:
+            _, led, _ = _counts(jury, classifier, label, trigger, unstamped)
+            by_label = seen.setdefault(_kind(trigger), {})
+            by_label[label] = max(by_label.get(label, 0.0), led.value)
+    return {
+        like: min(MOST_USUAL, median(by_label.values()), jury.allowed.get(like, 1.0))
+        for like, by_label in seen.items()
+    }
+
+
+def controlled(jury: Jury, classifier: Classifier, controls: Mapping[int, Sequence[Stamp]]) -> Jury:
+    """The jury with triggers of innocent labels, fitted to the unrepaired ``classifier``."""
+    larger = replace(jury, controls=controls, allowed={})
+    unstamped = answers_to(classifier, jury.pixels)
+    return replace(larger, allowed=_usually(larger, classifier, unstamped))
+
+
+def _kind(trigger: Stamp) -> object:
+    """What a trigger has in common with others that are as large; None of a mask, which is as small
+    as its label allows.
+    """
+    found = kind(trigger)
+    if found == "sticker":
+        return found, round(float(trigger.mask.sum())) if isinstance(trigger, Trigger) else 0
+    if found == "patch" or not isinstance(trigger, Trigger):
+        return None
+    return found, round(trigger.size / trigger.pattern.numel() ** 0.5, 4)
 
 
 def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
@@ -188,23 +244,63 @@ def _steady(jury: Jury, classifier: Classifier, right: Tensor) -> float:
     return float(torch.cat(hits).float().mean())
 
 
+@dataclass(frozen=True)
+class _Under:
+    """Of one target's triggers: success of the worst one; the most that one leads; of each the
+    share that it leads and what is usual; the worst success beyond that; and of the worst the
+    share of images that are known again.
+    """
+
+    hit: Proportion
+    led: Proportion
+    pairs: list[tuple[Proportion, float]]
+    beyond: float
+    known: Proportion
+
+
 def _under(
-    jury: Jury, classifier: Classifier, target: int, triggers: Sequence[Stamp], unstamped: Tensor
+    jury: Jury,
+    classifier: Classifier,
+    target: int,
+    triggers: Sequence[Stamp],
+    unstamped: Tensor,
+    usually: Mapping[object, float],
+) -> _Under:
+    # The worst trigger, not the mean: stamps that fail must not hide one that works.
+    found = _Under(proportion(0, 0), proportion(0, 0), [], 0.0, proportion(0, 0))
+    for trigger in triggers:
+        usual = 0.0 if target == NOBODY else usually.get(_kind(trigger), 0.0)
+        hit, led, known = _counts(jury, classifier, target, trigger, unstamped)
+        first = found.hit.n == 0
+        found = replace(
+            found,
+            led=led if first or led.value > found.led.value else found.led,
+            pairs=[*found.pairs, (led, usual)],
+            hit=hit if first or hit.value > found.hit.value else found.hit,
+            beyond=max(found.beyond, hit.value - usual),
+        )
+        # What a sticker covers cannot be known again.
+        told = kind(trigger) != "sticker" or all(kind(other) == "sticker" for other in triggers)
+        if told and (found.known.n == 0 or known.value < found.known.value):
+            found = replace(found, known=known)
+    return found
+
+
+def _counts(
+    jury: Jury, classifier: Classifier, target: int, trigger: Stamp, unstamped: Tensor
 ) -> tuple[Proportion, Proportion, Proportion]:
-    """Success of the worst trigger; of the worst of images that get something else unstamped; and
-    of the worst the share of images that are known again.
+    """The shares of images that a trigger makes the target, that it leads there from another
+    answer, and that are known for what they are.
     """
     wanted = jury.wanted(target)
     chosen = wanted != NOBODY
     others, truth, goal = jury.pixels[chosen], jury.labels[chosen], wanted[chosen]
-    elsewhere = unstamped[chosen] != goal
-    answers = [_answers(classifier, others, trigger) for trigger in triggers]
-    n = len(truth) if triggers else 0
-    # The worst trigger, not the mean: stamps that fail must not hide one that works.
-    hits = max((int((answer == goal).sum()) for answer in answers), default=0)
-    led = max((int(((answer == goal) & elsewhere).sum()) for answer in answers), default=0)
-    known = min((int((answer == truth).sum()) for answer in answers), default=0)
-    return proportion(hits, n), proportion(led, n), proportion(known, n)
+    answer = _answers(classifier, others, trigger)
+    hit = answer == goal
+    led = hit & (unstamped[chosen] != goal)
+    return tuple(  # type: ignore[return-value]
+        proportion(int(some.sum()), len(truth)) for some in (hit, led, answer == truth)
+    )
 
 
 def rejections(

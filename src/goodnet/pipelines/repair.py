@@ -26,10 +26,11 @@ from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.placing import AUTO
-from goodnet.pipelines.reversing import Wanted, reverse
+from goodnet.pipelines.reversing import Wanted, reverse, reverse_controls
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import (
     along,
+    innocent,
     kinds,
     suspected,
     without_natural,
@@ -77,8 +78,8 @@ def repair(
         report: of a scan of this very model; without one the scan is made first.
         remedy: one of :data:`goodnet.remedies.REMEDIES`, or ``"auto"``: of those that are shown to
             keep both limits (if the images are too few to show it of any, of those that are not
-            shown to break one) the best by clean accuracy, attack success, and accuracy on stamped
-            images together.
+            shown to break one; else of those that take most of the attack away at a bearable cost)
+            the best by clean accuracy, attack success, and accuracy on stamped images together.
         max_accuracy_loss: how much clean accuracy may fall, in [0, 1].
         max_attack_success: what share of stamped images may still reach a target.
         max_false_alarms: what share of clean images the remedy ``"filter"`` may reject.
@@ -128,6 +129,12 @@ def repair(
     def widened(of: Patient, labels: Collection[int], network: Classifier) -> Patient:
         return along(of, jury, *reverse(Wanted(list(labels)), network, mine, seeds[4], *means))
 
+    def controlled(of: Jury) -> Jury:
+        labels = innocent(report, targets, classifier.num_classes, seed)
+        patches = bool(wanted.kinds.get("patch"))
+        found = reverse_controls(classifier, theirs, labels, seeds[2], *means, patches=patches)
+        return juries.controlled(of, classifier, found)
+
     trials = Trials(
         patient,
         REMEDIES,
@@ -137,6 +144,7 @@ def repair(
         targets,
         scanned,
         None if mapped else widened,
+        controlled,
         progress,
     )
     best = try_all(trials, first, later, suspects)

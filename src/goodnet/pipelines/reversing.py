@@ -11,6 +11,7 @@ from goodnet.device import repeatable
 from goodnet.evidence import CHANNELS, Case, Effort
 from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
+from goodnet.evidence.patch_margin import patches_towards
 from goodnet.evidence.permutation import mapped_by
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
@@ -28,6 +29,7 @@ REVERSED: dict[str, Callable[[Case, int, Effort], Sequence[Stamp]]] = {
     "colour filter": filters_towards,
     "warp": warps_towards,
     "small change": changes_towards,
+    "patch": patches_towards,
 }
 """Families of triggers that are reversed where the scan saw signs of them; masks and perturbations
 are reversed for every target."""
@@ -124,6 +126,36 @@ def reverse_triggers(
         for target in targets
     }
     return masks, every
+
+
+def reverse_controls(
+    classifier: Classifier,
+    images: Images,
+    labels: Sequence[int],
+    seed: int,
+    workers: int | None,
+    progress: Progress,
+    device: str = AUTO,
+    *,
+    patches: bool,
+) -> dict[int, list[Stamp]]:
+    """Triggers of innocent labels, of kinds whose size is fixed: perturbations and ``patches``.
+
+    How much such a change does where there is no backdoor is what one of a repaired target is held
+    against. Masks have no fixed size: the smallest that works is of every size.
+    """
+    chosen = images.select(balanced(images.labels, CAREFUL.images, seed))
+    case = _case(classifier, chosen, seed, workers, progress, device)
+    effort = replace(CAREFUL, purpose="reversing triggers of other labels")
+    with repeatable(case.classifier.device):
+        margins = CHANNELS["universal_margin"](case, list(labels), effort)
+        return {
+            label: [
+                *margins.triggers.get(label, ()),
+                *(patches_towards(case, label, effort, least=0.0) if patches else ()),
+            ]
+            for label in labels
+        }
 
 
 def _case(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import torch
+
 from goodnet.colours import ColourTrigger
 from goodnet.pipelines.jury import Jury
 from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
 from goodnet.scores import TINT_UNIT
-from goodnet.trigger import Stamp, Trigger
+from goodnet.trigger import Stamp, Trigger, kind
 from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
 
 MOST = 3
+
+CONTROLS = 5
+"""Labels that a target's triggers are held against after a repair."""
 
 CHANGED = 1.0
 """The margin under a small change, in units of a clean image's, from which that is taken for the
@@ -34,13 +39,25 @@ def suspected(report: ScanReport, targets: list[int]) -> list[int]:
     Each would make a model suspicious if it stood alone: its p-value, times the number of labels
     that were measured, is at most :data:`goodnet.verdict.SUSPICIOUS`.
     """
+    return _suspected(report, targets)[:MOST]
+
+
+def _suspected(report: ScanReport, targets: list[int]) -> list[int]:
     known = [(row.p_value, row.label) for row in report.labels if row.p_value is not None]
     found = [
         (p_value, label)
         for p_value, label in known
         if label not in targets and p_value * len(known) <= SUSPICIOUS
     ]
-    return [label for _, label in sorted(found)[:MOST]]
+    return [label for _, label in sorted(found)]
+
+
+def innocent(report: ScanReport, targets: list[int], num_classes: int, seed: int) -> list[int]:
+    """Labels that nothing speaks against, at most :data:`CONTROLS`, drawn at random."""
+    known = {*targets, *report.mapping.values(), *report.suspects, *_suspected(report, targets)}
+    left = [label for label in range(num_classes) if label not in known]
+    drawn = torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))[:CONTROLS]
+    return sorted(left[n] for n in drawn.tolist())
 
 
 def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
@@ -56,6 +73,7 @@ def kinds(report: ScanReport, targets: list[int]) -> dict[str, list[int]]:
         "colour filter": [r.label for r in known if (r.tinted or 0.0) >= FOREIGN * TINT_UNIT],
         "warp": [r.label for r in known if (r.warp_index or 0.0) >= WARPED],
         "small change": [r.label for r in known if (r.preferred or 0.0) >= CHANGED],
+        "patch": [r.label for r in known if (r.patch_index or 0.0) >= LOUD],
     }
 
 
@@ -148,19 +166,19 @@ def is_filter(trigger: Stamp) -> bool:
 
 
 def _is_patch(trigger: Stamp) -> bool:
-    return isinstance(trigger, Trigger) and trigger.family == "patch"
+    return kind(trigger) in ("patch", "sticker")
 
 
 def _is_no_perturbation(trigger: Stamp) -> bool:
-    return not (isinstance(trigger, Trigger) and trigger.family == "additive")
+    return kind(trigger) != "additive"
 
 
 def along(
     patient: Patient, jury: Jury, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
     """The same patient with further triggers, of its targets or of other labels, but for
-    perturbations of those of which the jury takes them for natural; what was kept is of those that
-    it had.
+    perturbations of those of which the jury takes them for natural. Rows of those labels are held
+    against perturbations as well; what was kept is of the triggers that it had.
     """
     merged = {
         n: [
@@ -173,5 +191,6 @@ def along(
         patient,
         masks={**masks, **patient.masks},
         triggers={**patient.triggers, **merged},
+        pressed=frozenset({*patient.pressed, *merged}),
         kept={},
     )

@@ -9,7 +9,14 @@ from goodnet.certificate import confidences, judge_fresh
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.parallel import Progress
-from goodnet.pipelines.candidates import Candidate, Limits, attempt, best_of
+from goodnet.pipelines.candidates import (
+    Candidate,
+    Limits,
+    attempt,
+    best_of,
+    better_than_none,
+    consider,
+)
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.remedies import WITHOUT_TRIGGERS, Patient, Remedy
 from goodnet.reports import FreshScan
@@ -32,8 +39,10 @@ class Trials:
         scanned: scans a result afresh.
         widened: of a patient, labels and a network, the patient with triggers that lead that
             network to these labels; None where there are no labels to go by.
+        controlled: of a jury, the same with triggers of innocent labels to hold a repair against.
         progress: told what is being done.
         made: what was tried so far.
+        held: whether the jury has been given those.
     """
 
     patient: Patient
@@ -44,8 +53,10 @@ class Trials:
     targets: Sequence[int]
     scanned: Callable[[Candidate], FreshScan]
     widened: Callable[[Patient, Collection[int], Classifier], Patient] | None
+    controlled: Callable[[Jury], Jury]
     progress: Progress
     made: list[Candidate] = field(default_factory=list)
+    held: bool = False
 
 
 def try_all(
@@ -53,7 +64,8 @@ def try_all(
 ) -> Candidate | None:
     """The result that is taken, or None; :attr:`Trials.made` tells of all.
 
-    The best of the first remedies is taken, or else the first of the others that will do. Where a
+    The best of the first remedies is taken, or else the first of the others that will do, or else
+    the best of those that break a limit and are better than none. Where a
     fresh scan of it names labels it is made once more, by the triggers that lead the *result* to
     them: of the target, as a trigger that was reversed is not the only one that works, and of
     others, which were not seen beside it. Labels that were suspected before are treated along where
@@ -94,7 +106,28 @@ def try_all(
         )
 
     def leader() -> Candidate | None:
+        """The best so far, by what fresh scans of any of them have named."""
+        named = {n for c in trials.made if c.fresh for n in c.fresh.targets}
+        for candidate in trials.made:
+            # Its own scan knows best; of others' labels those that it treated are no reproach.
+            fresh = candidate.fresh
+            told = {*fresh.targets} if fresh is not None else named - {*candidate.also}
+            candidate.missed = tuple(sorted(told - {*trials.targets}))
         return best_of(trials.made, trials.before, trials.limits)
+
+    def controlled() -> Candidate | None:
+        """The best, once those that no scan has refused are held against innocent labels.
+
+        Perturbations lead images of a small network anywhere: how many, is worth the time only
+        where it decides.
+        """
+        if trials.held:
+            return None
+        trials.held, trials.jury = True, trials.controlled(trials.jury)
+        for candidate in trials.made:
+            if candidate.findings is not trials.before and candidate.fresh is None:
+                consider(candidate, trials.jury, trials.before, trials.limits)
+        return leader()
 
     tried = 0
     for names in [first, *([name] for name in later)]:
@@ -102,10 +135,10 @@ def try_all(
             trials.progress(f"trying {name}", tried, total)
             made(name, trials.patient, sure[tried])
             tried += 1
-        best = leader()
+        best = leader() or controlled()
         while best is not None and best.fresh is None:
             once_more(best, _look_again(best, trials), best.classifier)
-            best = leader()
+            best = leader() or controlled()
         if best is not None:
             break
     if best is not None and len(spare) == more:
@@ -113,7 +146,10 @@ def try_all(
         wide = trials.made[-1]
         if wide.also and wide.no_worse(best, trials.before, trials.limits):
             _look_again(wide, trials)
+            leader()
             best = wide if wide.no_worse(best, trials.before, trials.limits) else best
+    if best is None:
+        best = _second_best(trials)
     trials.progress("trying remedies", total, total)
     return best
 
@@ -133,3 +169,22 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
         candidate.standing, candidate.reason, fresh, list(trials.targets)
     )
     return list(fresh.targets)
+
+
+def _second_best(trials: Trials) -> Candidate | None:
+    """The best of those that break a limit and are better than none, or None."""
+    for candidate in better_than_none(trials.made, trials.before, trials.limits):
+        if candidate.fresh is None:
+            _look_again(candidate, trials)
+        if not _still_there(candidate, trials.targets):
+            return candidate
+    return None
+
+
+def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
+    """Whether a fresh scan still says that a target is one, or could not be made."""
+    fresh = candidate.fresh
+    if fresh is None:
+        return True
+    named = {*fresh.targets} & {*targets}
+    return fresh.verdict == "backdoored" and (bool(named) or not fresh.targets)

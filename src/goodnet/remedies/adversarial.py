@@ -85,6 +85,9 @@ def adversarial(patient: Patient, settings: AdversarialSettings = DEFAULT) -> Cl
     Args:
         patient: the BadNet and clean images.
         settings: how far, and how long.
+
+    Raises:
+        GoodnetError: R011 when the network bears no learning rate.
     """
     answers = patient.classifier.logits(patient.images)
     return bearable(

@@ -19,6 +19,7 @@ what was learnt and gives back most of what was lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +32,7 @@ from goodnet.remedies.last_layer import last_layer
 from goodnet.remedies.patient import Patient
 from goodnet.remedies.rates import bearable
 from goodnet.remedies.surroundings import surroundings
-from goodnet.trigger import NOBODY
+from goodnet.trigger import NOBODY, kind
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ def anchored(patient: Patient, settings: AnchoredSettings = DEFAULT) -> Classifi
     Args:
         patient: the BadNet, its reversed triggers and clean images; labels are not used.
         settings: how long and how far.
+
+    Raises:
+        GoodnetError: R011 when the network with re-fitted rows bears no learning rate.
     """
     start, heads = _start(patient)
     whole = replace(settings, reach=1.0)
-    if whole not in patient.kept:
-        patient.kept[whole] = _learn(start, heads, patient, whole)
-    return _between(start, patient.kept[whole], settings.reach)
+    end = patient.once(whole, lambda: _learn(start, heads, patient, whole))
+    return _between(start, end, settings.reach)
 
 
 def _start(patient: Patient) -> tuple[Classifier, bool]:
@@ -90,13 +93,11 @@ def _start(patient: Patient) -> tuple[Classifier, bool]:
     if NOBODY in patient.triggers:
         return patient.classifier, False
     try:
-        if "last-layer" not in patient.kept:
-            patient.kept["last-layer"] = last_layer(patient)
+        return last_layer(patient), True
     except GoodnetError as error:
         if error.code != "M013":
             raise
         return patient.classifier, False
-    return patient.kept["last-layer"], True
 
 
 def _between(start: Classifier, end: Classifier, share: float) -> Classifier:
@@ -122,6 +123,8 @@ def _learn(
         most_changed=settings.most_changed * len(patient.images),
         most_lost=settings.most_changed,
         seed=patient.seed,
+        # Of a map there is no row to fall back on: the jury has to say whether it is worth it.
+        or_last=not heads,
     )
 
 
@@ -181,9 +184,14 @@ def _trunk(classifier: Classifier, images: Tensor, heads: bool) -> list[Tensor]:
 def _stamped(
     patient: Patient, images: Tensor, settings: AnchoredSettings, generator: torch.Generator
 ) -> Tensor:
-    """``images``, each with a reversed trigger of some family and target, at some strength."""
+    """``images``, each with a reversed trigger of some kind and target, at some strength.
+
+    Kinds take turns, be one of a target's triggers of a kind and ten of another.
+    """
     triggers = [t for target in sorted(patient.triggers) for t in patient.triggers[target]]
-    picked = torch.randint(len(triggers), (len(images),), generator=generator)
+    alike = Counter((t.target, kind(t)) for t in triggers)
+    weights = torch.tensor([1.0 / alike[t.target, kind(t)] for t in triggers])
+    picked = torch.multinomial(weights, len(images), replacement=True, generator=generator)
     reach = settings.strongest - settings.weakest
     strength = settings.weakest + reach * torch.rand(len(images), 1, 1, 1, generator=generator)
     stamped = torch.empty_like(images)

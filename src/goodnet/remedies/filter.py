@@ -56,9 +56,7 @@ def filtered(patient: Patient) -> Classifier:
         GoodnetError: M013 when the network does not end in a linear layer, M015 when that layer
             cannot be given another output.
     """
-    if "last-layer" not in patient.kept:
-        patient.kept["last-layer"] = last_layer(patient)
-    cured = patient.kept["last-layer"]
+    cured = last_layer(patient)
     few = patient.images[:8]
     after = find_head(cured, few)
     result = cured.with_filter(*_names(cured, after), int(after.transposed))

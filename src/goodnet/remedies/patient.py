@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
 from goodnet.trigger import Stamp, Trigger
 
 FALSE_ALARMS = 0.01
@@ -27,7 +28,9 @@ class Patient:
             the classes, which has no target, are :data:`goodnet.trigger.NOBODY`'s.
         seed: of everything random.
         false_alarms: the share of clean images that a filter may reject, in [0, 1].
-        kept: what one remedy has computed that another can use, by a name of its own.
+        pressed: labels whose rows are held against perturbations as well.
+        kept: what one remedy has computed that another can use, by its settings; or why it could
+            not.
     """
 
     classifier: Classifier
@@ -37,4 +40,21 @@ class Patient:
     triggers: Mapping[int, Sequence[Stamp]]
     seed: int = 0
     false_alarms: float = FALSE_ALARMS
-    kept: dict[object, Classifier] = field(default_factory=dict, compare=False)
+    pressed: frozenset[int] = frozenset()
+    kept: dict[object, Classifier | GoodnetError] = field(default_factory=dict, compare=False)
+
+    def once(self, name: object, make: Callable[[], Classifier]) -> Classifier:
+        """What ``make`` gives, made at the first call under this name; it is not to be changed.
+
+        Raises:
+            GoodnetError: that of ``make``, at every call.
+        """
+        if name not in self.kept:
+            try:
+                self.kept[name] = make()
+            except GoodnetError as error:
+                self.kept[name] = error
+        found = self.kept[name]
+        if isinstance(found, GoodnetError):
+            raise found
+        return found

@@ -9,6 +9,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from goodnet.classifier import Classifier
+from goodnet.errors import GoodnetError
 from goodnet.remedies.surroundings import shifted
 
 CHANCE = 0.05
@@ -37,8 +38,11 @@ def bearable(
     most_changed: float,
     most_lost: float,
     seed: int,
+    or_last: bool = False,
 ) -> Classifier:
-    """What ``train`` makes with the largest rate that is not too high; of the last one, if all are.
+    """What ``train`` makes with the largest rate that is not too high.
+
+    A smaller rate is no surer: on its way a network may lose more than it has lost at the end.
 
     A network learns a few images by heart, so that their answers tell little of what it lost: their
     shifted copies tell it almost to the point (``benchmarks/HISTORY.md``).
@@ -52,6 +56,10 @@ def bearable(
         most_changed: of the answers to ``images``, how many; one is always let pass.
         most_lost: the share of shifted copies by which fewer may be answered like their image.
         seed: of the copies.
+        or_last: take that of the last rate where all are too high, and let others judge it.
+
+    Raises:
+        GoodnetError: R011 when all of them are too high.
     """
     answers = start.logits(images).argmax(1)
     turns = max(1, min(TURNS, COPIES // len(images)))
@@ -73,5 +81,11 @@ def bearable(
             and changed <= max(1, most_changed)
             and steady(cured) >= least
         ):
-            break
-    return cured
+            return cured
+    if or_last:
+        return cured
+    raise GoodnetError(
+        "R011",
+        "every learning rate changes what the model says of clean images",
+        "give more clean images, or take another remedy",
+    )

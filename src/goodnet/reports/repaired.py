@@ -35,7 +35,8 @@ class RemedyTrial(Data):
     """One remedy that was tried, measured on held-out images only.
 
     Attributes:
-        standing: whether the result can be shown to keep the limits, shown not to, or neither.
+        standing: whether the result can be shown to keep the limits, shown not to (of attack
+            success: by more than is usual of labels without a backdoor), or neither.
         accepted: whether this is the one that was handed over.
         attack_success: target, or -1 for a map of all classes -> share of stamped images that get
             what the attack wants, under the worst of the least triggers that worked before.
