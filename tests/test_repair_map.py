@@ -18,6 +18,8 @@ from goodnet.images import Images
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.repair import repair
 from goodnet.pipelines.scan import scan
+from goodnet.pipelines.suspects import along
+from goodnet.remedies import Patient
 from goodnet.render.html import scan_page
 from goodnet.render.text import repair_text
 from goodnet.reports import RepairReport
@@ -129,7 +131,29 @@ def test_a_repair_is_refused_by_the_least_change_that_works_and_ranked_by_all():
     cured = wrap(Brightness(0.75), (1, 4, 4), 2)
     told = jury.hear(replace(panel, triggers={1: [changes[2]]}), cured)
     assert told.attacks[1].value == 0.0, "what was a backdoor is gone"
-    assert told.hardest == (1.0, 0.0), "and the larger one still counts among candidates"
+    # The larger one counts among candidates, but not that it hides what the images show.
+    assert told.hardest == (1.0, 1.0)
+
+
+def test_a_perturbation_that_works_less_well_than_the_others_refuses_no_repair():
+    """What is too faint to set a backdoor off leads the images that are close to the class."""
+    network = wrap(Brightness(), (1, 4, 4), 2)
+    light = torch.linspace(40, 120, 41).to(torch.uint8)
+    images = Images(light.view(-1, 1, 1, 1).expand(-1, 1, 4, 4), torch.zeros(41, dtype=torch.int64))
+    spot = torch.ones(1, 4, 4)
+    faint, enough, more = (Trigger(spot, d * spot, 1, "additive") for d in (0.2, 0.34, 0.5))
+    panel = jury.empanel(network, images, {1: [faint, enough, more]})
+    assert panel.triggers[1] == [enough]
+    assert panel.stronger[1] == [more]
+    assert panel.natural[1] == [faint], "and the certificate tells of it"
+    # Where no other one works it is the trigger.
+    assert jury.empanel(network, images, {1: [faint]}).triggers[1] == [faint]
+
+    told = jury.hear(panel, network)
+    faintly = jury.hear(replace(panel, triggers={1: [faint]}, stronger={}), network)
+    assert told.led[1].value > 0.9 > faintly.led[1].value > 0.5
+    patient = Patient(network, images.floats(), images.labels, {}, {1: [enough]})
+    assert along(patient, panel, {}, {1: [more]}).triggers[1] == [enough, more]
 
 
 class Brightness(nn.Module):

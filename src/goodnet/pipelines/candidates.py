@@ -21,7 +21,7 @@ MOST_LEFT, MOST_LOST = 0.25, 0.1
 """Attack success beyond what is usual, and accuracy that is lost, of a result that breaks a limit
 and is better than none."""
 
-KNOWN = 0.1
+KNOWN = 0.05
 """What accuracy on stamped images is worth beside that on clean ones, of which there are more."""
 
 

@@ -27,6 +27,11 @@ are so few that nothing can be certified anyway."""
 WORKS = 0.5
 """A trigger that succeeds less often on the unrepaired model cannot show that a repair does."""
 
+AS_WELL = 0.9
+"""Of the success of a label's best perturbation. One too faint to set the backdoor off leads
+where the class is near by itself: of a network with three targets 75 % of images after a repair,
+when the larger ones led 3 % and none."""
+
 CHUNK = 512
 """Images that are stamped at a time: thousands, under four triggers each, fill a gigabyte."""
 
@@ -45,8 +50,9 @@ class Jury:
     """Held-out images ``(n, C, H, W)`` in [0, 1] with their labels ``(n,)``.
 
     Attributes:
-        triggers: target -> its triggers that work on the unrepaired model, of perturbations and of
-            warps the least; those of a map of the classes are :data:`goodnet.trigger.NOBODY`'s.
+        triggers: target -> its triggers that work on the unrepaired model, of perturbations (that
+            work about as well as any) and of warps the least; those of a map of the classes are
+            :data:`goodnet.trigger.NOBODY`'s.
         stronger: target -> further ones, larger than it takes.
         natural: target -> further ones that lead there and do not tell of the backdoor: a
             certificate speaks of them as well, but no repair is refused by them.
@@ -93,9 +99,10 @@ class Findings:
             to hold it against.
         recovered: target -> share of the images under its triggers that are known for what they
             are, of the trigger that leaves the fewest; stickers aside, where there are others.
-        hardest: attack success beyond what is usual and recovered accuracy, worst of all targets,
-            under the stronger triggers as well: by that repairs are told from each other. It is no
-            proof against one, as a change that is large enough makes a clean network err, too.
+        hardest: attack success beyond what is usual, under the stronger triggers as well, and
+            recovered accuracy, worst of all targets: by that repairs are told from each other. It
+            is no proof against one, as a change that is large enough makes a clean network err,
+            too.
     """
 
     right: Tensor
@@ -129,18 +136,28 @@ def empanel(
     """A jury with triggers of its own, fitted to the unrepaired ``classifier`` on ``images``."""
     everyone = Jury(images.floats(), images.labels, {}, mapping)
 
-    def works(trigger: Stamp) -> bool:
+    def success(trigger: Stamp) -> float:
         wanted = everyone.wanted(trigger.target)
         answers = _answers(classifier, everyone.pixels[wanted != NOBODY], trigger)
         hits = answers == wanted[wanted != NOBODY]
-        return len(hits) > 0 and float(hits.float().mean()) >= WORKS
+        return float(hits.float().mean()) if len(hits) else 0.0
 
-    kept = {target: list(filter(works, row)) for target, row in triggers.items()}
+    kept: dict[int, list[Stamp]] = {}
+    natural: dict[int, list[Stamp]] = {}
+    for target, row in triggers.items():
+        shown = [(trigger, success(trigger)) for trigger in row]
+        most = max((share for trigger, share in shown if kind(trigger) == "additive"), default=0.0)
+        kept[target] = []
+        for trigger, share in shown:
+            faint = kind(trigger) == "additive" and share < AS_WELL * most
+            if share >= WORKS:
+                (natural.setdefault(target, []) if faint else kept[target]).append(trigger)
     parted = {target: _parted(row) for target, row in kept.items()}
     return replace(
         everyone,
         triggers={target: least for target, (least, _) in parted.items()},
         stronger={target: larger for target, (_, larger) in parted.items()},
+        natural=natural,
     )
 
 
@@ -185,7 +202,9 @@ def hear(jury: Jury, classifier: Classifier) -> Findings:
         attacks[target] = max(seen.hit, natural.hit, key=lambda share: share.value)
         led[target], usual[target], recovered[target] = seen.led, seen.pairs, seen.known
         hits += [seen.beyond, larger.beyond]
-        known += [share.value for share in (seen.known, larger.known) if share.n]
+        # What a trigger hides by its mere size no repair can bring back: the least ones tell.
+        shown = seen.known if seen.known.n else larger.known
+        known += [shown.value] if shown.n else []
     hardest = (max(hits, default=1.0), min(known, default=0.0))
     accuracy = proportion(int(right.sum()), len(right))
     steady = _steady(jury, classifier, right)

@@ -134,9 +134,10 @@ def without_natural(
         least = jury.triggers.get(label, ())
         if any(map(_is_patch, least)):
             # Larger ones than it takes are no proof against a repair, of whatever kind.
-            natural = {label: [t for t in least if not _is_no_perturbation(t)]}
+            natural = [t for t in least if not _is_no_perturbation(t)]
+            natural += jury.natural.get(label, ())
             patient, jury = only_those(label, _is_no_perturbation, patient, jury)
-            jury = replace(jury, natural={**jury.natural, **natural})
+            jury = replace(jury, natural={**jury.natural, label: natural})
     return patient, jury
 
 
@@ -173,6 +174,12 @@ def _is_no_perturbation(trigger: Stamp) -> bool:
     return kind(trigger) != "additive"
 
 
+def _natural_alone(jury: Jury, label: int) -> bool:
+    """Whether the jury takes all perturbations of a label for natural."""
+    known = (*jury.triggers.get(label, ()), *jury.stronger.get(label, ()))
+    return label in jury.natural and all(map(_is_no_perturbation, known))
+
+
 def along(
     patient: Patient, jury: Jury, masks: Mapping[int, Trigger], triggers: Mapping[int, list[Stamp]]
 ) -> Patient:
@@ -183,7 +190,7 @@ def along(
     merged = {
         n: [
             *patient.triggers.get(n, ()),
-            *(t for t in row if n not in jury.natural or _is_no_perturbation(t)),
+            *(t for t in row if not _natural_alone(jury, n) or _is_no_perturbation(t)),
         ]
         for n, row in triggers.items()
     }
