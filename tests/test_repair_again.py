@@ -53,6 +53,11 @@ def fresh(targets) -> FreshScan:
     )
 
 
+NAME = "last-layer-firm"
+"""A row that is held against perturbations: there is no patch among these triggers, and by the
+others alone the milder one leaves a third of the attack, for which the jury refuses it."""
+
+
 def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
     """A repair by the row alone, whose fresh scans name, one after the other, what is ``told``."""
     classifier = load(badnet.module, badnet.clean)
@@ -77,7 +82,7 @@ def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
         lambda of: of,
         silent,
     )
-    return trials, try_all(trials, ["last-layer"], [], [])
+    return trials, try_all(trials, [NAME], [], [])
 
 
 def rows_changed(one, other) -> set[int]:
@@ -99,7 +104,7 @@ def test_what_a_fresh_scan_names_is_treated_by_triggers_of_the_result(
     assert first.standing == "refused"
     assert "names label 1 again" in first.reason
     assert (second.again, second.also) == ((TARGET,), (OTHER,))
-    assert treatment(second.trial(True, trials.before)) == "last-layer, 1 again, also 6"
+    assert treatment(second.trial(True, trials.before)) == f"{NAME}, 1 again, also 6"
     # More triggers of the target than the first time, and some of the other label.
     assert len(second.patient.triggers[TARGET]) > len(first.patient.triggers[TARGET])
     assert rows_changed(second.classifier, trials.patient.classifier) == {TARGET, OTHER}
