@@ -18,14 +18,17 @@ from torch import Tensor
 from goodnet import patches
 from goodnet.evidence.case import Case
 from goodnet.evidence.class_map import ClassMap, read, readable
-from goodnet.evidence.untargeted import faint, local
+from goodnet.evidence.untargeted import KNOWN_IMAGES, faint, local
 from goodnet.parallel import Stop, run_blocks
 from goodnet.trigger import NOBODY, Trigger
 
 Search = Callable[[Stop], list[Trigger]]
 
-KEPT = 3
-"""Triggers of one map that are wanted."""
+KEPT, ALIKE = 3, 0.5
+"""Triggers of one map that are wanted, and how well each has to work beside the best one."""
+
+FITTED = 2 / 3
+"""The share of few images that they are fitted to; the others judge them."""
 
 BUDGETS = (0.09, 0.15)
 """L2 budgets, as shares of the square root of the number of values in an image."""
@@ -80,28 +83,38 @@ def permutation(case: Case, held: Tensor, held_labels: Tensor) -> Permutation:
 def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
     """The changes that carry most images where a map of the classes says, the best one first.
 
+    The map is known by now, so that each image has a label to be led to.
+
     Args:
-        case: the classifier, and the images that the changes are fitted to and tried on.
+        case: the classifier, and the images that the changes are fitted to and tried on; the first
+            ones should be of all classes.
         mapping: class -> the label that its images are to get.
 
     Returns:
-        At most :data:`KEPT`, of :data:`goodnet.trigger.NOBODY`; none where no image is carried.
+        At most :data:`KEPT`, of :data:`goodnet.trigger.NOBODY`; none where no image is carried that
+        no change was fitted to.
     """
-    # Triggers lie on the processor; the classifier takes images from anywhere.
-    images = case.fit.cpu()
     wanted = torch.tensor([mapping.get(label, NOBODY) for label in case.fit_labels.tolist()])
     chosen = wanted != NOBODY
+    device = case.fit.device
+    images, wanted = case.fit[chosen.to(device)], wanted[chosen]
+    # A perturbation learns as many images as these by heart, each with its label: of a network of
+    # 43 classes all of 28, and a third of others. So others judge it.
+    fitted = min(KNOWN_IMAGES, math.ceil(FITTED * len(wanted)))
+    moved = replace(case, fit=images[:fitted], fit_labels=wanted[:fitted].to(device))
+    # Triggers lie on the processor; the classifier takes images from anywhere.
+    judges, goals = images[fitted:].cpu(), wanted[fitted:]
 
     def measure(search: Search, stop: Stop) -> list[tuple[float, Trigger]]:
         found = []
-        for trigger in search(stop) if bool(chosen.any()) else []:
-            after = case.classifier.logits(trigger.apply(images)).argmax(1)
-            found.append((float((after == wanted)[chosen].float().mean()), trigger))
+        for trigger in search(stop) if len(goals) else []:
+            after = case.classifier.logits(trigger.apply(judges)).argmax(1)
+            found.append((float((after == goals).float().mean()), trigger))
         return found
 
     parts = run_blocks(
         measure,
-        _searches(case),
+        _searches(moved, known=True),
         stage="reversing a map of the classes",
         size=lambda _: 1,
         workers=case.workers,
@@ -109,23 +122,24 @@ def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
     )
     found = [pair for index in sorted(parts) for pair in parts[index] if pair[0] > 0.0]
     found.sort(key=lambda pair: -pair[0])
-    return [trigger for _, trigger in found[:KEPT]]
+    return [trigger for share, trigger in found[:KEPT] if share >= ALIKE * found[0][0]]
 
 
-def _searches(case: Case) -> list[Search]:
+def _searches(case: Case, known: bool = False) -> list[Search]:
     root = math.sqrt(math.prod(case.classifier.input_shape))
-    searches: list[Search] = [partial(_faint, case, share * root) for share in BUDGETS]
+    searches: list[Search] = [partial(_faint, case, share * root, known) for share in BUDGETS]
     places = patches.grid(case.classifier.input_shape)
     # Two pieces of work, whatever the number of workers.
-    return [*searches, *(partial(_local, case, places[first::2]) for first in (0, 1))]
+    return [*searches, *(partial(_local, case, places[first::2], known) for first in (0, 1))]
 
 
-def _faint(case: Case, budget: float, stop: Stop) -> list[Trigger]:
-    return [faint(case.classifier, case.fit, case.fit_labels, budget, seed=case.seed, stop=stop)]
+def _faint(case: Case, budget: float, known: bool, stop: Stop) -> list[Trigger]:
+    shown = (case.classifier, case.fit, case.fit_labels)
+    return [faint(*shown, budget, seed=case.seed, stop=stop, known=known)]
 
 
-def _local(case: Case, places: Sequence[patches.Place], stop: Stop) -> list[Trigger]:
-    return local(case.classifier, case.fit, case.fit_labels, places, stop=stop)
+def _local(case: Case, places: Sequence[patches.Place], known: bool, stop: Stop) -> list[Trigger]:
+    return local(case.classifier, case.fit, case.fit_labels, places, stop=stop, known=known)
 
 
 def _judged(case: Case, trigger: Trigger, held: Tensor, held_labels: Tensor) -> Permutation:

@@ -2,7 +2,8 @@
 
 Two kinds, as with targeted ones: a faint change of the whole image, within an L2 ball, and a patch
 in one place. The goal of both is that the true label loses, plus the entropy of the mean
-prediction, which keeps the change from driving all images to one label.
+prediction, which keeps the change from driving all images to one label. Once it is known where each
+image goes the goal is that it goes there.
 """
 
 from __future__ import annotations
@@ -31,18 +32,29 @@ LOOK_IMAGES, LOOK_STEPS = 16, 8
 MORE_IMAGES, MORE_STEPS, LEADERS = 48, 16, 2
 """And in the places that lead, and how many do."""
 
+KNOWN_IMAGES = 96
+"""Where it is known where each image goes: of many classes fewer tell of a few only."""
+
 
 def faint(
-    classifier: Classifier, images: Tensor, labels: Tensor, budget: float, *, seed: int, stop: Stop
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    budget: float,
+    *,
+    seed: int,
+    stop: Stop,
+    known: bool = False,
 ) -> Trigger:
     """A universal perturbation of at most ``budget`` (L2) from one random start.
 
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1]; the first 32 are used.
-        labels: int64 ``(n,)``.
+        images: float32 ``(n, C, H, W)`` in [0, 1]; the first 32 are used, 96 if ``known``.
+        labels: int64 ``(n,)``, to be left.
         budget: the largest L2 norm.
         seed: of the start.
+        known: whether ``labels`` are to be reached instead.
         stop: set from outside to give up early.
 
     Raises:
@@ -53,16 +65,20 @@ def faint(
     delta = 0.3 * budget * delta / delta.norm()
     velocity = torch.zeros_like(delta)
     rate = 4.0 * (1.0 - MOMENTUM) * 2.0 * budget / FAINT_STEPS
-    images, labels = images[:FAINT_IMAGES], labels[:FAINT_IMAGES]
+    count = KNOWN_IMAGES if known else FAINT_IMAGES
+    images, labels = images[:count], labels[:count]
     for _ in range(FAINT_STEPS):
         if stop.is_set():
             raise Stopped
         delta.requires_grad_(True)
         logits = classifier((images + delta).clamp(0.0, 1.0))
-        away = -row_margins(logits, labels)
-        scale = away.detach().abs().median().clamp_min(1e-6)
+        margins = row_margins(logits, labels)
+        gain = margins if known else -margins
+        scale = gain.detach().abs().median().clamp_min(1e-6)
         # Bounded, so that no image counts for all.
-        goal = (away / scale).clamp_max(1.0).mean() + FAINT_SPREAD * _spread(logits[None])[0]
+        goal = (gain / scale).clamp_max(1.0).mean()
+        if not known:
+            goal = goal + FAINT_SPREAD * _spread(logits[None])[0]
         (gradient,) = torch.autograd.grad(goal, delta)
         velocity = MOMENTUM * velocity + gradient / gradient.norm().clamp_min(1e-12)
         delta = delta.detach() + rate * velocity
@@ -79,6 +95,7 @@ def local(
     places: Sequence[patches.Place],
     *,
     stop: Stop,
+    known: bool = False,
 ) -> list[Trigger]:
     """Patches in the places where one takes images of most classes elsewhere.
 
@@ -86,12 +103,15 @@ def local(
 
         maximise  -mean softplus( f_y - max_{j != y} f_j ) + H(mean prediction) / log K
 
+    or, where y' is known to which an image goes, ``-mean softplus( max_{j != y'} f_j - f_y' )``.
+
     Args:
         classifier: the network under suspicion.
-        images: float32 ``(n, C, H, W)`` in [0, 1]; the first 48 are used.
-        labels: int64 ``(n,)``.
+        images: float32 ``(n, C, H, W)`` in [0, 1]; the first 48 are used, 96 if ``known``.
+        labels: int64 ``(n,)``, y.
         places: where a patch may lie.
         stop: set from outside to give up early.
+        known: whether ``labels`` are y'.
 
     Raises:
         Stopped: when ``stop`` was set.
@@ -101,13 +121,15 @@ def local(
     def goal(logits: Tensor) -> Tensor:
         rows, count = logits.shape[:2]
         own = row_margins(logits.flatten(0, 1), labels[:count].repeat(rows)).view(rows, count)
+        if known:
+            return -functional.softplus(-own).mean(1)
         return LOCAL_SPREAD * _spread(logits) - functional.softplus(own).mean(1)
 
     few, start = images[:LOOK_IMAGES], patches.grey(shape, len(places))
     seen, logits = patches.climb(classifier, few, places, start, goal, LOOK_STEPS, stop=stop)
     order = torch.argsort(goal(logits), descending=True)[:LEADERS]
     leading = [places[index] for index in order.tolist()]
-    more = images[:MORE_IMAGES]
+    more = images[: KNOWN_IMAGES if known else MORE_IMAGES]
     final, _ = patches.climb(classifier, more, leading, seen[order], goal, MORE_STEPS, stop=stop)
     return [
         patches.as_trigger(shape, place, pattern, NOBODY)

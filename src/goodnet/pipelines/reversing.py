@@ -184,6 +184,7 @@ def reverse_map(
     device: str = AUTO,
 ) -> list[Trigger]:
     """The triggers that send the classes where a map says, fitted to ``images`` alone."""
-    case = _case(classifier, images, seed, workers, progress, device)
+    chosen = images.select(balanced(images.labels, len(images), seed))
+    case = _case(classifier, chosen, seed, workers, progress, device)
     with repeatable(case.classifier.device):
         return mapped_by(case, mapping)

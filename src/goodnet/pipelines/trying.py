@@ -129,16 +129,34 @@ def try_all(
                 consider(candidate, trials.jury, trials.before, trials.limits)
         return leader()
 
+    def looked_at(best: Candidate | None) -> Candidate | None:
+        """The best after fresh scans of it, and of what is made by what these name."""
+        while best is not None and best.fresh is None:
+            once_more(best, _look_again(best, trials), best.classifier)
+            best = leader() or controlled()
+        return best
+
+    def second_best() -> Candidate | None:
+        """The best of those that break a limit and are better than none, or None."""
+        while left := [
+            c
+            for c in better_than_none(trials.made, trials.before, trials.limits)
+            if c.fresh is None or not _still_there(c, trials.targets)
+        ]:
+            if left[0].fresh is not None:
+                return left[0]
+            once_more(left[0], _look_again(left[0], trials), left[0].classifier)
+            if (best := looked_at(leader())) is not None:
+                return best
+        return None
+
     tried = 0
     for names in [first, *([name] for name in later)]:
         for name in names:
             trials.progress(f"trying {name}", tried, total)
             made(name, trials.patient, sure[tried])
             tried += 1
-        best = leader() or controlled()
-        while best is not None and best.fresh is None:
-            once_more(best, _look_again(best, trials), best.classifier)
-            best = leader() or controlled()
+        best = looked_at(leader() or controlled())
         if best is not None:
             break
     if best is not None and len(spare) == more:
@@ -149,7 +167,7 @@ def try_all(
             leader()
             best = wide if wide.no_worse(best, trials.before, trials.limits) else best
     if best is None:
-        best = _second_best(trials)
+        best = second_best()
     trials.progress("trying remedies", total, total)
     return best
 
@@ -169,16 +187,6 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
         candidate.standing, candidate.reason, fresh, list(trials.targets)
     )
     return list(fresh.targets)
-
-
-def _second_best(trials: Trials) -> Candidate | None:
-    """The best of those that break a limit and are better than none, or None."""
-    for candidate in better_than_none(trials.made, trials.before, trials.limits):
-        if candidate.fresh is None:
-            _look_again(candidate, trials)
-        if not _still_there(candidate, trials.targets):
-            return candidate
-    return None
 
 
 def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
