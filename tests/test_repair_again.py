@@ -58,7 +58,10 @@ NAME = "last-layer-firm"
 others alone the milder one leaves a third of the attack, for which the jury refuses it."""
 
 
-def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
+USUAL = Limits(0.05, 0.05)
+
+
+def tried(badnet, split, reversed_twice, told, limits=USUAL) -> tuple[Trials, object]:
     """A repair by the row alone, whose fresh scans name, one after the other, what is ``told``."""
     classifier = load(badnet.module, badnet.clean)
     mine, theirs = split
@@ -75,7 +78,7 @@ def tried(badnet, split, reversed_twice, told) -> tuple[Trials, object]:
         REMEDIES,
         jury,
         juries.hear(jury, classifier),
-        Limits(0.05, 0.05),
+        limits,
         [TARGET],
         lambda _: fresh(next(answers)),
         widened,
@@ -135,6 +138,16 @@ def test_a_result_that_leaves_a_named_label_alone_stands_behind_one_that_treats_
     assert second.also == (OTHER,)
     first.findings = replace(first.findings, steady=1.0)
     assert first.merit(trials.before, trials.limits) < second.merit(trials.before, trials.limits)
+
+
+def test_the_best_that_breaks_a_limit_is_made_once_more_as_well(badnet, split, reversed_twice):
+    impossible = Limits(-0.2, 0.05)
+    trials, best = tried(badnet, split, reversed_twice, [[OTHER], []], impossible)
+    first, second = trials.made
+    assert {first.standing, second.standing} == {"refused"}
+    assert best is second, "the first leaves a label alone that a fresh scan of it named"
+    assert second.also == (OTHER,)
+    assert rows_changed(second.classifier, trials.patient.classifier) == {TARGET, OTHER}
 
 
 def test_what_breaks_a_limit_by_a_little_is_better_than_none(badnet, split, reversed_twice):
