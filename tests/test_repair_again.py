@@ -18,7 +18,7 @@ from goodnet.pipelines.load import load
 from goodnet.pipelines.reversing import Wanted, reverse
 from goodnet.pipelines.scan import without_rows
 from goodnet.pipelines.suspects import along
-from goodnet.pipelines.trying import MORE, Trials, _second_best, try_all
+from goodnet.pipelines.trying import MORE, Trials, try_all
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.remedies.surroundings import SHIFT, shifted
 from goodnet.render.words import treatment
@@ -175,14 +175,11 @@ def test_what_breaks_a_limit_by_a_little_is_better_than_none(badnet, split, reve
 def test_the_second_best_is_no_repair_where_a_fresh_scan_still_names_the_target(
     badnet, split, reversed_twice
 ):
-    for told, written in (([[]], True), ([[TARGET]], False)):
-        trials, _ = tried(badnet, split, reversed_twice, [[]])
-        (made,) = trials.made
-        made.standing, made.fresh = "refused", None
-        answers = iter(told)
-        trials.scanned = lambda _, answers=answers: fresh(next(answers))
-        assert (_second_best(trials) is not None) == written
-        assert made.standing == "refused"
+    impossible = Limits(-0.2, 0.05)
+    for told, written in (([[]], True), ([[TARGET]] * (MORE + 1), False)):
+        trials, best = tried(badnet, split, reversed_twice, told, impossible)
+        assert (best is not None) == written
+        assert {made.standing for made in trials.made} == {"refused"}
 
 
 class ByHeart(nn.Module):
