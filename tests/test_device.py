@@ -127,6 +127,7 @@ def test_pytorch_kept_from_the_units_of_bfloat16_keeps_to_float32():
     assert subprocess.run([sys.executable, "-c", ask], env=capped, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_verdict_is_the_same_in_either_precision(
     badnet, badnet_report, honest, honest_report, monkeypatch
 ):

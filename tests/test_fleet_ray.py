@@ -74,6 +74,7 @@ def test_the_models_of_a_node_that_dies_are_done_by_another(hub, tmp_path, scan_
     assert len(list(tmp_path.glob("*.pt.json"))) == 3
 
 
+@pytest.mark.slow
 def test_the_share_of_a_node_that_dies_is_measured_by_another(
     many, alone, tmp_path, scan_and_strike
 ):
