@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from goodnet.errors import GoodnetError
 from goodnet.evidence import Evidence
 from goodnet.images import Images
 from goodnet.parallel import silent
@@ -180,6 +181,17 @@ def test_the_second_best_is_no_repair_where_a_fresh_scan_still_names_the_target(
         trials, best = tried(badnet, split, reversed_twice, told, impossible)
         assert (best is not None) == written
         assert {made.standing for made in trials.made} == {"refused"}
+
+
+def test_a_result_that_cannot_be_scanned_is_no_second_best(badnet, split, reversed_twice):
+    def unreadable():
+        raise GoodnetError("D010", "the model answers with NaN", "none")
+        yield
+
+    trials, best = tried(badnet, split, reversed_twice, unreadable(), Limits(-0.2, 0.05))
+    assert best is None
+    (made,) = trials.made
+    assert (made.standing, made.reason) == ("refused", "the model answers with NaN")
 
 
 class ByHeart(nn.Module):

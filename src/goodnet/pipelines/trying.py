@@ -138,13 +138,16 @@ def try_all(
 
     def second_best() -> Candidate | None:
         """The best of those that break a limit and are better than none, or None."""
+        # A result that cannot be scanned has no fresh scan afterwards either.
+        seen: set[int] = set()
         while left := [
             c
             for c in better_than_none(trials.made, trials.before, trials.limits)
-            if c.fresh is None or not _still_there(c, trials.targets)
+            if (id(c) not in seen if c.fresh is None else not _still_there(c, trials.targets))
         ]:
             if left[0].fresh is not None:
                 return left[0]
+            seen.add(id(left[0]))
             once_more(left[0], _look_again(left[0], trials), left[0].classifier)
             if (best := looked_at(leader())) is not None:
                 return best
@@ -190,9 +193,9 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
 
 
 def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
-    """Whether a fresh scan still says that a target is one, or could not be made."""
+    """Whether a fresh scan still says that a target is one."""
     fresh = candidate.fresh
     if fresh is None:
-        return True
+        return False
     named = {*fresh.targets} & {*targets}
     return fresh.verdict == "backdoored" and (bool(named) or not fresh.targets)
