@@ -83,8 +83,8 @@ def _best(
 
 
 def patches_towards(case: Case, target: int, effort: Effort, least: float = LEADS) -> list[Trigger]:
-    """Patches that lead images to ``target``, in several places, the best first; where the best one
-    leads most images, those that are about as strong.
+    """Patches that lead images to ``target``, in several places: the best one, and those that are
+    at least half as strong.
 
     Args:
         case: classifier and images.

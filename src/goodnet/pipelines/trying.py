@@ -143,7 +143,7 @@ def try_all(
         while left := [
             c
             for c in better_than_none(trials.made, trials.before, trials.limits)
-            if (id(c) not in seen if c.fresh is None else not _still_there(c, trials.targets))
+            if (id(c) not in seen if c.fresh is None else not _still_there(c.fresh, trials.targets))
         ]:
             if left[0].fresh is not None:
                 return left[0]
@@ -192,10 +192,7 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
     return list(fresh.targets)
 
 
-def _still_there(candidate: Candidate, targets: Collection[int]) -> bool:
+def _still_there(fresh: FreshScan, targets: Collection[int]) -> bool:
     """Whether a fresh scan still says that a target is one."""
-    fresh = candidate.fresh
-    if fresh is None:
-        return False
     named = {*fresh.targets} & {*targets}
     return fresh.verdict == "backdoored" and (bool(named) or not fresh.targets)
