@@ -113,6 +113,16 @@ def test_what_such_changes_do_to_innocent_labels_is_no_reason_to_refuse_and_no_p
     assert judge(loss, seen, seen, 0.02, 0.02, both)[0] == "refused"
 
 
+def test_the_worst_is_told_whichever_came_first():
+    loss = accuracy_loss(0, 0, 450, 0.95)
+    faint, clear, other = proportion(30, 450), proportion(110, 450), proportion(60, 450)
+    pairs = {3: [(faint, 0.0), (clear, 0.0)], 5: [(other, 0.0)]}
+    seen = {3: clear, 5: other}
+    standing, reason = judge(loss, seen, seen, 0.02, 0.02, pairs)
+    assert standing == "refused"
+    assert "24.4% of images still become label 3" in reason
+
+
 def fresh(verdict, targets):
     return FreshScan(
         verdict=verdict,

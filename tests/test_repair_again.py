@@ -62,7 +62,9 @@ others alone the milder one leaves a third of the attack, for which the jury ref
 USUAL = Limits(0.05, 0.05)
 
 
-def tried(badnet, split, reversed_twice, told, limits=USUAL) -> tuple[Trials, object]:
+def tried(
+    badnet, split, reversed_twice, told, limits=USUAL, controlled=lambda of: of
+) -> tuple[Trials, object]:
     """A repair by the row alone, whose fresh scans name, one after the other, what is ``told``."""
     classifier = load(badnet.module, badnet.clean)
     mine, theirs = split
@@ -83,7 +85,7 @@ def tried(badnet, split, reversed_twice, told, limits=USUAL) -> tuple[Trials, ob
         [TARGET],
         lambda _: fresh(next(answers)),
         widened,
-        lambda of: of,
+        controlled,
         silent,
     )
     return trials, try_all(trials, [NAME], [], [])
@@ -166,7 +168,12 @@ def test_what_breaks_a_limit_by_a_little_is_better_than_none(badnet, split, reve
 
     good, worse = told(0.05, 0.03), told(0.2, 0.03)
     assert taken(worse, good) == [good, worse]
+    firm = replace(good, remedy="last-layer-firm")
+    assert taken(worse, firm) == [firm, worse], "what it costs shows as well"
     assert not taken(told(0.4, 0.0)), "the backdoor is still there"
+    trials.limits = Limits(0.25, 0.5)
+    assert taken(told(0.4, 0.2)), "the user allows for it"
+    trials.limits = USUAL
     assert not taken(told(0.0, 0.2)), "it has forgotten a fifth of what it knew"
     assert not taken(replace(good, findings=trials.before)), "nothing was done to it"
     unshown = replace(good.findings, attacks={TARGET: proportion(0, 0)})
@@ -190,6 +197,21 @@ def test_a_result_that_cannot_be_scanned_is_no_second_best(badnet, split, revers
 
     trials, best = tried(badnet, split, reversed_twice, unreadable(), Limits(-0.2, 0.05))
     assert best is None
+    (made,) = trials.made
+    assert (made.standing, made.reason) == ("refused", "the model answers with NaN")
+
+
+def test_nor_does_a_jury_that_knows_more_revive_it(badnet, split, reversed_twice):
+    def unreadable():
+        raise GoodnetError("M012", "the model answers with NaN", "none")
+        yield
+
+    def controlled(of):
+        return replace(of, allowed={})
+
+    trials, best = tried(badnet, split, reversed_twice, unreadable(), Limits(0.2, 0.2), controlled)
+    assert best is None
+    assert trials.held
     (made,) = trials.made
     assert (made.standing, made.reason) == ("refused", "the model answers with NaN")
 

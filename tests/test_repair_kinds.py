@@ -110,11 +110,14 @@ def test_a_label_that_only_a_filter_leads_to_is_known_again_after_its_repair():
     )
     patient = Patient(badnet, images.floats(), images.labels, masks, triggers)
     everyone = jury.empanel(badnet, images, triggers)
+    faint = Trigger(masks[target].mask, torch.zeros_like(masks[target].pattern), target, "additive")
+    everyone = replace(everyone, natural={target: [faint]})
 
     spared, judges = only_those(target, is_filter, patient, everyone)
     assert {type(trigger) for trigger in spared.triggers[target]} == {ColourTrigger}
     assert {type(trigger) for trigger in judges.triggers[target]} == {ColourTrigger}
     assert not judges.stronger.get(target)
+    assert target not in judges.natural, "nor is a certificate held against it"
     fresh = four_signs(40, 11)
     own = fresh.labels == target
 

@@ -106,6 +106,16 @@ def test_a_few_images_sorted_by_class_show_what_the_map_is_made_by():
     assert all(float(share.float().mean()) > 0.3 for share in followed)
 
 
+def test_a_map_that_half_of_the_images_does_not_show_is_treated_by_its_labels():
+    badnet, images = taught_permuted(), four_signs(20, 3)
+    blank = Images(torch.full_like(images.pixels, 127), images.labels)
+    wanted = reversing.Wanted([1, 2], mapping=MAP)
+    for halves, by_map in (((images, images), True), ((images, blank), False)):
+        both = reversing.reverse_both(wanted, badnet, halves, (0, 1), 1, lambda *_: None)
+        assert [set(masks) == {NOBODY} for masks, _ in both] == [by_map] * 2
+        assert by_map or all(set(triggers) == {1, 2} for _, triggers in both)
+
+
 def test_images_of_classes_that_the_map_leaves_alone_do_not_count():
     images = four_signs(5, 3)
     panel = jury.Jury(images.floats(), images.labels, {}, {0: 1, 2: 2})

@@ -7,7 +7,7 @@ further correction is due (an intersection-union test, Berger 1982).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from goodnet.reports import AccuracyLoss, FreshScan, Proportion, Standing
@@ -67,7 +67,7 @@ def judge(
             "refused",
             f"clean accuracy falls by {loss.value:.3f}, more than {max_accuracy_loss:g}",
         )
-    natural = ""
+    natural, planted = "", dict[str, float]()
     for target, share in led.items():
         goal = "what their class is sent to" if target == NOBODY else f"label {target}"
         for seen, like in usual.get(target) or [(share, 0.0)]:
@@ -76,8 +76,12 @@ def judge(
                 continue
             told = f"{seen.value:.1%} of images still become {goal} when they are stamped"
             if least > like + ROUNDING:
-                return "refused", f"{told}, more than {max_attack_success:.1%}"
+                planted[told] = seen.value
+                continue
             natural = f"{told}, as many as such changes lead to labels without a backdoor"
+    if planted:
+        worst = max(planted, key=lambda told: planted[told])
+        return "refused", f"{worst}, more than {max_attack_success:.1%}"
     if not all(shown.n for shown in attacks.values()):
         return "refused", "no reversed trigger works on the held-out images: nothing can be shown"
     if natural:
@@ -96,6 +100,15 @@ def judge(
     return "holds", "both limits are kept on held-out clean and held-out stamped images"
 
 
+def still_there(fresh: FreshScan, repaired: Collection[int]) -> bool:
+    """Whether a fresh scan of a result still finds the backdoor, of a treated label or of none in
+    particular.
+    """
+    return fresh.verdict == "backdoored" and (
+        not fresh.targets or bool({*fresh.targets} & {*repaired})
+    )
+
+
 def judge_fresh(
     standing: Standing, reason: str, fresh: FreshScan, repaired: list[int]
 ) -> tuple[Standing, str]:
@@ -108,7 +121,7 @@ def judge_fresh(
         repaired: the labels that the remedy treated.
     """
     again = sorted(set(fresh.targets) & set(repaired))
-    if fresh.verdict == "backdoored" and (again or not fresh.targets):
+    if still_there(fresh, repaired):
         named = f" and names label {again[0]} again" if again else ""
         return "refused", f"a fresh scan of the result still says backdoored{named}"
     if fresh.verdict == "backdoored":

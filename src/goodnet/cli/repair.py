@@ -79,7 +79,7 @@ def repair(
         ),
     ] = None,
     remedy: Annotated[
-        Remedy, typer.Option(help="auto: the best of those that pass their check.")
+        Remedy, typer.Option(help="auto: the best of those that are tried.")
     ] = Remedy.AUTO,
     max_accuracy_loss: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="How much clean accuracy may fall.")
@@ -114,7 +114,8 @@ def repair(
     The certificate rests on images that the remedy never saw.
 
     Exit code 0 only if the certificate holds, which takes some 500 clean images. Else 2: OUT is
-    written where the images are too few to tell, or where a limit is broken by a little.
+    written where the images are too few to tell, or where a limit is broken (by at most 25 % of
+    attack success and 10 points of accuracy, unless more is allowed) and no remedy does better.
     """
     source = inputs.Source(model, data, architecture, preprocess, image_size)
     request = Request(

@@ -27,6 +27,9 @@ Search = Callable[[Stop], list[Trigger]]
 KEPT, WORKS, ALIKE = 3, 0.5, 0.75
 """Triggers of one map that are wanted, the least success of one, and the least beside the best."""
 
+JUDGED = 256
+"""Images that are stamped at a time."""
+
 FITTED = 2 / 3
 """The share of few images that they are fitted to; the others judge them."""
 
@@ -104,7 +107,8 @@ def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
     images, wanted = case.fit[chosen.to(device)], wanted[chosen]
     # A perturbation learns as many images as these by heart, each with its label: of a network of
     # 43 classes all of 28, and a third of others. So others judge it.
-    fitted = min(KNOWN_IMAGES, math.ceil(FITTED * len(wanted)))
+    most = KNOWN_IMAGES if case.classifier.device.is_processor else case.classifier.device.chunk
+    fitted = min(KNOWN_IMAGES, most, math.ceil(FITTED * len(wanted)))
     moved = replace(case, fit=images[:fitted], fit_labels=wanted[:fitted].to(device))
     # Triggers lie on the processor; the classifier takes images from anywhere.
     judges, goals = images[fitted:].cpu(), wanted[fitted:]
@@ -112,7 +116,10 @@ def mapped_by(case: Case, mapping: Mapping[int, int]) -> list[Trigger]:
     def measure(search: Search, stop: Stop) -> list[tuple[float, Trigger]]:
         found = []
         for trigger in search(stop) if len(goals) else []:
-            after = case.classifier.logits(trigger.apply(judges)).argmax(1)
+            parts = [
+                case.classifier.logits(trigger.apply(some)) for some in torch.split(judges, JUDGED)
+            ]
+            after = torch.cat(parts).argmax(1)
             found.append((float((after == goals).float().mean()), trigger))
         return found
 

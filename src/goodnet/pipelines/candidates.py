@@ -19,7 +19,7 @@ WORST_FIRST: tuple[Standing, ...] = ("refused", "not certifiable", "holds")
 
 MOST_LEFT, MOST_LOST = 0.25, 0.1
 """Attack success beyond what is usual, and accuracy that is lost, of a result that breaks a limit
-and is better than none."""
+and is better than none, where the user does not allow for more."""
 
 KNOWN = 0.05
 """What accuracy on stamped images is worth beside that on clean ones, of which there are more."""
@@ -43,6 +43,7 @@ class Candidate:
         again: labels that were treated by triggers of an earlier result as well.
         missed: labels that a fresh scan of this or of another result named, and that were not
             treated here.
+        unscannable: whether it answers with nonsense, so that no fresh scan can be made.
     """
 
     remedy: str
@@ -58,6 +59,7 @@ class Candidate:
     also: tuple[int, ...] = ()
     again: tuple[int, ...] = ()
     missed: tuple[int, ...] = ()
+    unscannable: bool = False
 
     def merit(self, before: Findings, limits: Limits) -> tuple[bool, bool, bool, float]:
         """Of candidates that stand alike: whether the loss that is seen is within the limit, or
@@ -174,8 +176,16 @@ def better_than_none(
         if c.standing == "refused"
         and c.findings is not before
         and c.filter is None
-        and c.findings.hardest[0] <= MOST_LEFT
-        and before.accuracy.value - c.findings.accuracy.value <= MOST_LOST + ROUNDING
+        and c.findings.hardest[0] <= max(MOST_LEFT, limits.attack_success)
+        and before.accuracy.value - c.findings.accuracy.value
+        <= max(MOST_LOST, limits.accuracy_loss) + ROUNDING
         and all(share.n for share in c.findings.attacks.values())
     ]
-    return sorted(left, key=lambda c: c.merit(before, limits)[1:], reverse=True)
+
+    def order(candidate: Candidate) -> tuple[bool, float]:
+        # That a limit is broken shows: the loss is none that few images hide, and what is costly
+        # shows its cost.
+        _, whole, _, value = candidate.merit(before, limits)
+        return whole, value
+
+    return sorted(left, key=order, reverse=True)

@@ -160,7 +160,7 @@ def in_half(classifier: Classifier, probe: Tensor) -> Classifier:
     return half if alike and bool(gradient.isfinite().all()) else classifier
 
 
-def threads(classifier: Classifier, wanted: int | None, probe: Tensor) -> int:
+def threads(classifier: Classifier, wanted: int | None, probe: Tensor, most: int = 0) -> int:
     """How many threads work on blocks of labels: one feeds a graphics card. A processor has one for
     each core, as long as there is memory for what each of them keeps of a large network.
 
@@ -168,13 +168,15 @@ def threads(classifier: Classifier, wanted: int | None, probe: Tensor) -> int:
         classifier: in the form in which it is searched.
         wanted: what the user says, or None.
         probe: float32 ``(n, C, H, W)`` in [0, 1], at least one image.
+        most: images that go through it together, if they are more than usual.
     """
     if wanted or not classifier.device.is_processor:
         return wanted or 1
     free = available()
     if free is None:
         return cores()
-    each = WORKSPACE * classifier.device.chunk * _kept_for_a_gradient(classifier, probe[:2])
+    together = max(classifier.device.chunk, most)
+    each = WORKSPACE * together * _kept_for_a_gradient(classifier, probe[:2])
     return int(min(cores(), max(1.0, THREADS_SHARE * free / max(each, 1.0))))
 
 

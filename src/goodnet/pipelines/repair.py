@@ -26,7 +26,7 @@ from goodnet.pipelines.fresh import fresh_scan
 from goodnet.pipelines.jury import Findings, Jury
 from goodnet.pipelines.load import weights_sha256
 from goodnet.pipelines.placing import AUTO
-from goodnet.pipelines.reversing import Wanted, reverse, reverse_controls
+from goodnet.pipelines.reversing import Wanted, reverse, reverse_both, reverse_controls
 from goodnet.pipelines.scan import scan
 from goodnet.pipelines.suspects import (
     along,
@@ -108,14 +108,15 @@ def repair(
     mine, theirs = juries.split(images, seed)
     mapping = {} if remedy in OF_ROWS or not report.targets else report.mapping
     wanted = Wanted(targets, kinds(report, targets), mapping)
-    masks, triggers = reverse(wanted, classifier, mine, seeds[1], *means)
+    (masks, triggers), (_, others) = reverse_both(
+        wanted, classifier, (mine, theirs), (seeds[1], seeds[2]), *means
+    )
     mapped = NOBODY in triggers
     if mapped:
         first, later = ([name for name in some if name not in OF_ROWS] for some in (first, later))
     patient = Patient(
         classifier, mine.floats(), mine.labels, masks, triggers, seed, max_false_alarms
     )
-    _, others = reverse(wanted, classifier, theirs, seeds[2], *means)
     jury = juries.empanel(classifier, theirs, others, mapping)
     patient, jury = without_natural(report, targets, patient, jury)
     suspects = suspected(report, targets)
@@ -131,6 +132,8 @@ def repair(
 
     def controlled(of: Jury) -> Jury:
         labels = innocent(report, targets, classifier.num_classes, seed)
+        if len(labels) < juries.LEAST_CONTROLS or not of.triggers.keys() - {NOBODY}:
+            return of
         patches = bool(wanted.kinds.get("patch"))
         found = reverse_controls(classifier, theirs, labels, seeds[2], *means, patches=patches)
         return juries.controlled(of, classifier, found)

@@ -13,6 +13,7 @@ from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.patch_margin import patches_towards
 from goodnet.evidence.permutation import mapped_by
+from goodnet.evidence.untargeted import KNOWN_IMAGES
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
 from goodnet.inversion import QUICK
@@ -79,6 +80,34 @@ def reverse(
         more = reverse_triggers(classifier, images, alone, *means, kinds=kinds)
         masks, every = masks | more[0], every | more[1]
     return masks, every
+
+
+def reverse_both(
+    wanted: Wanted,
+    classifier: Classifier,
+    halves: tuple[Images, Images],
+    seeds: tuple[int, int],
+    workers: int | None,
+    progress: Progress,
+    device: str = AUTO,
+) -> tuple[Reversed, Reversed]:
+    """What is wanted, fitted to each half of the images alone.
+
+    A map that only one half finds can be treated or judged, and not both: then it is its targets'
+    triggers of both.
+    """
+
+    def found(of: Wanted) -> tuple[Reversed, Reversed]:
+        one, other = (
+            reverse(of, classifier, half, seed, workers, progress, device)
+            for half, seed in zip(halves, seeds, strict=True)
+        )
+        return one, other
+
+    one, other = found(wanted)
+    if (NOBODY in one[0]) == (NOBODY in other[0]):
+        return one, other
+    return found(replace(wanted, mapping={}))
 
 
 def reverse_triggers(
@@ -165,12 +194,13 @@ def _case(
     workers: int | None,
     progress: Progress,
     device: str,
+    most: int = 0,
 ) -> Case:
     """What the searches are given, in the quickest form of the network and on its device."""
     pixels = images.floats()
     quick = in_half(quicker(placed(classifier, device, pixels), pixels), pixels)
     place = quick.device.place
-    count = threads(quick, workers, pixels)
+    count = threads(quick, workers, pixels, most)
     return Case(quick, pixels.to(place), images.labels.to(place), seed, count, progress)
 
 
@@ -185,6 +215,6 @@ def reverse_map(
 ) -> list[Trigger]:
     """The triggers that send the classes where a map says, fitted to ``images`` alone."""
     chosen = images.select(balanced(images.labels, len(images), seed))
-    case = _case(classifier, chosen, seed, workers, progress, device)
+    case = _case(classifier, chosen, seed, workers, progress, device, KNOWN_IMAGES)
     with repeatable(case.classifier.device):
         return mapped_by(case, mapping)

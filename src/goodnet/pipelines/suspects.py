@@ -151,12 +151,14 @@ def only_those(
     )
     if not used or not seen:
         return patient, jury
+    natural = {**jury.natural, label: list(filter(tells, jury.natural.get(label, ())))}
     return (
         replace(patient, triggers={**patient.triggers, label: used}, kept={}),
         replace(
             jury,
             triggers={**jury.triggers, label: seen},
             stronger={**jury.stronger, label: larger},
+            natural={n: triggers for n, triggers in natural.items() if triggers},
         ),
     )
 

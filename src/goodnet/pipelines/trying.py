@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from goodnet.certificate import confidences, judge_fresh
+from goodnet.certificate import confidences, judge_fresh, still_there
 from goodnet.classifier import Classifier
 from goodnet.errors import GoodnetError
 from goodnet.parallel import Progress
@@ -123,9 +123,13 @@ def try_all(
         """
         if trials.held:
             return None
-        trials.held, trials.jury = True, trials.controlled(trials.jury)
+        before, trials.held = trials.jury, True
+        trials.jury = trials.controlled(before)
+        if trials.jury is before:
+            return None
         for candidate in trials.made:
-            if candidate.findings is not trials.before and candidate.fresh is None:
+            judged = candidate.findings is not trials.before and candidate.fresh is None
+            if judged and not candidate.unscannable:
                 consider(candidate, trials.jury, trials.before, trials.limits)
         return leader()
 
@@ -138,16 +142,13 @@ def try_all(
 
     def second_best() -> Candidate | None:
         """The best of those that break a limit and are better than none, or None."""
-        # A result that cannot be scanned has no fresh scan afterwards either.
-        seen: set[int] = set()
         while left := [
             c
             for c in better_than_none(trials.made, trials.before, trials.limits)
-            if (id(c) not in seen if c.fresh is None else not _still_there(c.fresh, trials.targets))
+            if not c.unscannable and not (c.fresh and still_there(c.fresh, trials.targets))
         ]:
             if left[0].fresh is not None:
                 return left[0]
-            seen.add(id(left[0]))
             once_more(left[0], _look_again(left[0], trials), left[0].classifier)
             if (best := looked_at(leader())) is not None:
                 return best
@@ -184,15 +185,10 @@ def _look_again(candidate: Candidate, trials: Trials) -> list[int]:
         if error.code not in ("D010", "M012"):
             raise
         candidate.standing, candidate.reason = "refused", error.message
+        candidate.unscannable = True
         return []
     candidate.fresh = fresh
     candidate.standing, candidate.reason = judge_fresh(
         candidate.standing, candidate.reason, fresh, list(trials.targets)
     )
     return list(fresh.targets)
-
-
-def _still_there(fresh: FreshScan, targets: Collection[int]) -> bool:
-    """Whether a fresh scan still says that a target is one."""
-    named = {*fresh.targets} & {*targets}
-    return fresh.verdict == "backdoored" and (bool(named) or not fresh.targets)

@@ -53,7 +53,8 @@ class Patient:
             try:
                 self.kept[name] = make()
             except GoodnetError as error:
-                self.kept[name] = error
+                # Its traceback would keep the networks that were trained on the way.
+                self.kept[name] = GoodnetError(error.code, error.message, error.hint)
         found = self.kept[name]
         if isinstance(found, GoodnetError):
             raise found

@@ -183,7 +183,11 @@ def repair_sentence(repair: RepairReport) -> tuple[str, str]:
     accuracy = f"clean accuracy {share(before.value)} before, {share(after.value)} after"
     if not repair.repaired:
         return "NOT REPAIRED", "no remedy passed its check on the images that were held out."
-    word = "REPAIRED" if certificate.holds else "REPAIRED, NOT CERTIFIED"
+    # Of the two that are not certified, one is shown to keep too much of the backdoor or to cost
+    # too much; of the other the images are too few to tell.
+    part = certificate.standing == "refused"
+    word = "REPAIRED IN PART" if part else "REPAIRED"
+    word += "" if certificate.holds else ", NOT CERTIFIED"
     worst_before = [p.value for p in certificate.attack_success_before.values()]
     worst_after = [p.value for p in certificate.attack_success_after.values()]
     if not worst_before or not worst_after:
