@@ -18,6 +18,7 @@ ELSEWHERE = zoo.HERE / "elsewhere"
 trained the same ones, a processor without AVX-512 had its own."""
 METHODS = {
     "default": "goodnet",
+    "tenth-run": "goodnet, before 62 more reference models",
     "ninth-run": "goodnet, before several kinds of evidence for one label counted together",
     "eighth-run": "goodnet, before a label beside others needed more",
     "seventh-run": "goodnet, before targets that stand out together",

@@ -284,16 +284,17 @@ def earlier(folder: Path, known: dict[str, Record], split: str) -> list[str]:
     if not found:
         return []
     retired = {name for name, t in known.items() if t["split"] == "retired" and t["passes"]}
-    ninth, eighth, seventh, third = (
+    tenth, ninth, eighth, seventh, third = (
         {row["model"] for row in found.get(run, [])}
-        for run in ("ninth-run", "eighth-run", "seventh-run", "third-run")
+        for run in ("tenth-run", "ninth-run", "eighth-run", "seventh-run", "third-run")
     )
     runs = (
+        ("The tenth run", tenth),
         ("The ninth run", ninth),
         ("The eighth run", eighth),
         ("The seventh run", seventh),
         ("The third run", third),
-        ("The first two runs", retired - third - seventh - eighth - ninth),
+        ("The first two runs", retired - third - seventh - eighth - ninth - tenth),
     )
     parts = []
     for title, models in runs:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from goodnet import tables, verdict
-from goodnet.calibration import maxima
+from goodnet.calibration import reference
 from goodnet.findings import Findings
 from goodnet.joint import joint
 from goodnet.scores import Raw, combine
@@ -43,7 +43,7 @@ def test_what_several_kinds_say_of_one_label_counts_together():
 
 def test_the_error_rate_is_what_it_says_in_simulation_and_four_hints_are_a_finding():
     rng = np.random.default_rng(0)
-    known = maxima([joint(network(rng))[0] for _ in range(100)])
+    known = reference([joint(network(rng))[0] for _ in range(100)], tables.JOINT_TAIL)
     assert known is not None
     p = np.array([known.survival(joint(network(rng))[0]) for _ in range(1000)])
     assert 0.06 <= np.mean(p <= 0.1) <= 0.14
@@ -57,10 +57,14 @@ def test_the_reference_models_have_a_number_and_few_come_far():
     """Each is by all the others' numbers; here each number is held against the others' as well."""
     values = np.array([m.joint for m in tables.shipped().models if m.joint is not None])
     assert len(values) >= 150
-    left_out = [maxima(np.delete(values, place)) for place in range(len(values))]
+    left_out = [
+        reference(np.delete(values, place).tolist(), tables.JOINT_TAIL)
+        for place in range(len(values))
+    ]
     p = np.array([k.survival(v) for k, v in zip(left_out, values, strict=True) if k])
     assert 0.05 <= np.mean(p <= 0.1) <= 0.15
     assert np.mean(p <= 0.01) <= 0.02
+    assert np.mean(p <= 0.003) <= 0.01
 
 
 def told(tinted: dict[int, float], preferred: dict[int, float]) -> Findings:
@@ -93,13 +97,13 @@ def told(tinted: dict[int, float], preferred: dict[int, float]) -> Findings:
 def test_hints_of_one_label_are_a_finding_and_of_several_labels_none():
     alone = decide(told({}, {}))
     assert alone.verdict == "clean"
-    one = decide(told({3: 0.6}, {3: 0.5}))
+    one = decide(told({3: 0.8}, {3: 0.7}))
     assert (one.verdict, one.targets) == ("backdoored", [3])
     (test,) = [t for t in one.tests if t.name == verdict.JOINT]
     assert test.p_value is not None
     assert test.p_value / test.weight <= verdict.BACKDOORED
     assert any("for label 3 together" in reason for reason in one.reasons)
-    several = decide(told({8: 0.6}, {5: 0.5}))
+    several = decide(told({8: 0.8}, {5: 0.7}))
     assert several.verdict != "backdoored"
     assert several.targets == []
 
