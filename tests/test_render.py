@@ -110,6 +110,30 @@ def test_a_repair_shows_before_and_after_and_why() -> None:
     assert "is refused" in failed
 
 
+def test_a_remedy_that_gave_no_result_has_no_figures_of_its_own():
+    report = repair_report(scan_report())
+    first = report.trials[0].model_copy(update={"made": False, "reason": "it bears no rate"})
+    told = report.model_copy(update={"trials": [first, *report.trials[1:]]})
+    for shown in (printed(repair_text(told)), scan_page(told.scan, told)):
+        assert "no result" in shown
+        assert "it bears no rate" in shown
+        assert "89.3" not in shown, "that is the accuracy of the BadNet"
+    assert "89.3" in printed(repair_text(report))
+
+
+def test_a_result_that_breaks_a_limit_is_no_whole_repair():
+    report = repair_report(scan_report())
+    for standing, word in (
+        ("holds", "REPAIRED"),
+        ("not certifiable", "REPAIRED, NOT CERTIFIED"),
+        ("refused", "REPAIRED IN PART, NOT CERTIFIED"),
+    ):
+        certificate = report.certificate.model_copy(update={"standing": standing})
+        told = report.model_copy(update={"certificate": certificate})
+        assert words.repair_sentence(told)[0] == word
+        assert f"{word}: attack" in printed(repair_text(told))
+
+
 def test_an_evaluation_shows_every_figure_with_its_interval() -> None:
     evaluation = Evaluation(
         clean_accuracy=proportion(0.95),

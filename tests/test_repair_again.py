@@ -175,7 +175,12 @@ def test_what_breaks_a_limit_by_a_little_is_better_than_none(badnet, split, reve
     assert taken(told(0.4, 0.2)), "the user allows for it"
     trials.limits = USUAL
     assert not taken(told(0.0, 0.2)), "it has forgotten a fifth of what it knew"
-    assert not taken(replace(good, findings=trials.before)), "nothing was done to it"
+    unmade = replace(good, findings=trials.before)
+    assert not taken(unmade), "nothing was done to it"
+    assert (good.trial(False, trials.before).made, unmade.trial(False, trials.before).made) == (
+        True,
+        False,
+    )
     unshown = replace(good.findings, attacks={TARGET: proportion(0, 0)})
     assert not taken(replace(good, findings=unshown)), "no trigger works: nothing is known"
 

@@ -88,6 +88,7 @@ class Candidate:
             remedy=self.remedy,
             also=list(self.also),
             again=list(self.again),
+            made=self.findings is not before,
             standing=self.standing,
             accepted=accepted,
             reason=self.reason,

@@ -321,8 +321,8 @@ def _repair_view(repair: RepairReport) -> dict[str, object]:
                 "accepted": trial.accepted,
                 "outcome": words.outcome(trial),
                 "reason": plain(trial.reason),
-                "accuracy": interval(trial.clean_accuracy),
-                "success": _worst(trial.attack_success),
+                "accuracy": interval(trial.clean_accuracy) if trial.made else DASH,
+                "success": _worst(trial.attack_success if trial.made else {}),
                 "seconds": duration(trial.seconds),
             }
             for trial in repair.trials

@@ -327,8 +327,8 @@ def _trials_table(report: RepairReport) -> Table:
         table.add_row(
             Text(plain(treatment(trial))),
             Text(outcome(trial), style="green" if trial.accepted else "dim"),
-            share(trial.clean_accuracy.value),
-            share(max(worst)) if worst else DASH,
+            share(trial.clean_accuracy.value) if trial.made else DASH,
+            share(max(worst)) if worst and trial.made else DASH,
             Text(plain(trial.reason)),
         )
     return table

@@ -217,7 +217,11 @@ def treatment(trial: RemedyTrial) -> str:
 
 
 def outcome(trial: RemedyTrial) -> str:
-    """``"accepted"``, ``"rejected"``, or ``"not taken"`` where another one was better."""
+    """``"accepted"``, ``"rejected"``, ``"not taken"`` where another one was better, or ``"no
+    result"``.
+    """
+    if not trial.made:
+        return "no result"
     if trial.accepted:
         return "accepted"
     return "rejected" if trial.standing == "refused" else "not taken"

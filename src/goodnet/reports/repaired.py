@@ -44,6 +44,7 @@ class RemedyTrial(Data):
         also: labels that were treated along with the targets.
         again: labels that a fresh scan of an earlier result named, and that were treated by the
             triggers that lead that result to them as well.
+        made: whether there is a result at all; else the figures are those of the BadNet.
     """
 
     remedy: str
@@ -57,6 +58,7 @@ class RemedyTrial(Data):
     seconds: float
     also: list[int] = Field(default_factory=list)
     again: list[int] = Field(default_factory=list)
+    made: bool = True
 
 
 class ClassChange(Data):
