@@ -89,7 +89,7 @@ def reference_model(
         scores=sorted(round(s, 4) for s, one in zip(scores, usual, strict=False) if one),
         highest=_rounded(max(scores, default=None)),
         leads=_leads(rated) if scores and is_handful(len(rated.labels)) else (),
-        together=_together(scored) if scores and is_handful(len(rated.labels)) else None,
+        together=_together(scored) if scores and not ranked else None,
         permutation=_rounded(record["settings"].get("permutation")) if complete else None,
         preferred=round(record["preferred"], 4),
         warped=_rounded(_largest(rated.warp_index)),

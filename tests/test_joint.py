@@ -43,7 +43,7 @@ def test_what_several_kinds_say_of_one_label_counts_together():
 
 def test_the_error_rate_is_what_it_says_in_simulation_and_four_hints_are_a_finding():
     rng = np.random.default_rng(0)
-    known = reference([joint(network(rng))[0] for _ in range(100)], tables.JOINT_TAIL)
+    known = reference([joint(network(rng))[0] for _ in range(100)], tables.LONG_TAIL)
     assert known is not None
     p = np.array([known.survival(joint(network(rng))[0]) for _ in range(1000)])
     assert 0.06 <= np.mean(p <= 0.1) <= 0.14
@@ -58,7 +58,7 @@ def test_the_reference_models_have_a_number_and_few_come_far():
     values = np.array([m.joint for m in tables.shipped().models if m.joint is not None])
     assert len(values) >= 150
     left_out = [
-        reference(np.delete(values, place).tolist(), tables.JOINT_TAIL)
+        reference(np.delete(values, place).tolist(), tables.LONG_TAIL)
         for place in range(len(values))
     ]
     p = np.array([k.survival(v) for k, v in zip(left_out, values, strict=True) if k])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from goodnet import tables, verdict
-from goodnet.calibration import maxima
+from goodnet.calibration import reference
 from goodnet.findings import Decision, Findings
-from goodnet.scores import Raw, Scores, combine
+from goodnet.scores import HANDFUL, Raw, Scores, combine
 from goodnet.together import Scored, standing_together
 from goodnet.verdict import decide
 
@@ -90,6 +90,34 @@ def test_one_target_does_not_stand_out_in_company():
     assert abs(np.median(one) - np.median(none)) < 0.2
 
 
+def test_three_targets_of_dozens_of_classes_are_a_finding_where_one_would_be_none():
+    """Their masks are not much smaller than others, and no clean network has three such labels."""
+    labels, rng = 43, np.random.default_rng(6)
+
+    def decision(targets: Collection[int]) -> Decision:
+        masks = np.exp(rng.normal(4.0, 0.3, labels))
+        margins = rng.normal(0.0, 1.0, labels)
+        for target in targets:
+            masks[target], margins[target] = 15.0, 12.0
+        raw = Raw(
+            margins={n: [value] * 3 for n, value in enumerate(margins.tolist())},
+            masks=dict(enumerate(masks.tolist())),
+            noise=dict.fromkeys(range(labels), 1.0),
+            clean_margin=4.0,
+        )
+
+        def scored(apart: Collection[int] = ()) -> Scores:
+            return combine(list(range(labels)), raw, list(range(labels)), apart=apart)
+
+        return decide(findings(labels, scored))
+
+    three, one = decision([3, 17, 32]), decision([17])
+    assert speaking(three) == {verdict.TOGETHER}
+    assert (three.verdict, sorted(three.targets)) == ("backdoored", [3, 17, 32])
+    assert verdict.TOGETHER not in speaking(one)
+    assert one.verdict != "backdoored"
+
+
 @pytest.mark.parametrize("labels", [4, 8, 9])
 def test_too_few_labels_say_nothing(labels):
     number, together = standing_together(network(labels, [], np.random.default_rng(2)))
@@ -114,9 +142,10 @@ def test_labels_that_could_not_be_measured_are_no_company():
 
 
 def test_the_error_rate_is_what_it_says_in_simulation():
-    """The law of 40 clean networks says how rarely a further clean one comes so far."""
+    """The law of 100 clean networks says how rarely a further clean one comes so far."""
     rng = np.random.default_rng(4)
-    known = maxima([standing_together(network(10, [], rng))[0] for _ in range(40)])
+    numbers = [standing_together(network(10, [], rng))[0] for _ in range(100)]
+    known = reference(numbers, tables.LONG_TAIL)
     assert known is not None
     p = [known.survival(standing_together(network(10, [], rng))[0]) for _ in range(200)]
     assert np.mean(np.array(p) <= 0.1) <= 0.16
@@ -127,12 +156,15 @@ def test_the_error_rate_is_what_it_says_in_simulation():
 
 def test_the_reference_models_have_a_number_and_few_come_far():
     models = [m for m in tables.shipped().models if m.together is not None]
-    assert {m.family for m in models} == {"transformer", "other"}
-    for family in ("transformer", "other"):
-        alike = [m for m in models if m.family == family]
+    few = [m for m in models if m.num_classes <= HANDFUL]
+    groups = [[m for m in few if m.family == family] for family in ("transformer", "other")]
+    groups.append([m for m in models if m.num_classes > HANDFUL])
+    for alike in groups:
         values = np.array([m.together for m in alike], dtype=np.float64)
-        assert len(values) >= 20
-        left_out = [maxima(np.delete(values, i)) for i in range(len(values))]
+        assert len(values) >= 30
+        left_out = [
+            reference(np.delete(values, i).tolist(), tables.LONG_TAIL) for i in range(len(values))
+        ]
         p = np.array([k.survival(v) for k, v in zip(left_out, values, strict=True) if k])
         assert np.mean(p <= 0.01) <= 0.05
         assert np.mean(p <= 0.1) <= 0.2
@@ -174,7 +206,7 @@ def test_one_target_is_named_alone_also_when_it_is_set_apart(target):
     assert decide(found(10, {target: 2.0})).targets == [target]
 
 
-@pytest.mark.parametrize(("labels", "tested"), [(9, False), (10, True), (20, True), (43, False)])
+@pytest.mark.parametrize(("labels", "tested"), [(9, False), (10, True), (20, True), (43, True)])
 def test_the_share_of_a_test_that_cannot_be_made_goes_to_the_single_label(labels, tested):
     decision = decide(findings(labels, network(labels, [], np.random.default_rng(5))))
     shares = {test.name: test.weight for test in decision.tests}

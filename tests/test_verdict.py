@@ -83,7 +83,7 @@ def test_the_reference_models_themselves_are_let_be(monkeypatch):
 @pytest.mark.parametrize("classes", [10, 43, 200])
 def test_a_label_that_stands_out_far_is_named_alone(classes):
     values = ordinary(classes)
-    values[7] = 8.5
+    values[7] = 9.5
     decision = decide(findings(values))
     assert decision.verdict == "backdoored"
     assert decision.targets == [7]
@@ -166,7 +166,7 @@ def test_a_label_that_foreign_colours_lead_to_looks_planted_without_a_patch():
 def test_what_else_leads_a_backdoored_network_is_no_further_target():
     """A label that stands out explains the finding; a change that favours another one does not."""
     values = ordinary(10)
-    values[7] = 8.5
+    values[7] = 9.5
     found = findings(values, preferred={**dict.fromkeys(range(10), -0.5), 4: 12.0})
     found.scores.warp_index[:] = [0, 9, *np.zeros(8)]
     assert decide(found).targets == [7]

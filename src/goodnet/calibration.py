@@ -3,8 +3,9 @@
 Numbers in, numbers out. What a rank among M reference models says ends at 1 / (M + 1); a smaller
 p-value takes a law. A model's statistic is a maximum, of its labels or of several tries, and the
 law of maxima is Gumbel's (Fisher and Tippett 1928): :class:`Maxima`. For single labels, for a
-statistic that is nought of most clean models, and for one that is a sum of logarithms, the tail of
-all reference numbers is taken to be exponential (Pickands 1975, with shape 0): :class:`Reference`.
+statistic that is nought of most clean models, and for those that are a sum of logarithms or the
+third largest number, the tail of all reference numbers is taken to be exponential (Pickands 1975,
+with shape 0): :class:`Reference`.
 Both p-values are those of the *predictive* law: what the parameters are is known only as well as so
 many reference models can tell.
 """

@@ -18,7 +18,7 @@ TOGETHER = 3
 
 FEWEST = 10
 """With fewer than seven labels left to be held against, what is usual is chance: reference models
-have ten and twelve."""
+have ten, twelve and 43."""
 
 Scored = Callable[[Collection[int]], Scores]
 """Makes a network's scores with some labels set apart from what is usual."""

@@ -19,7 +19,7 @@ from goodnet.calibration import combine, selected
 from goodnet.findings import Decision, Findings
 from goodnet.joint import joint, kinds
 from goodnet.reports import TestResult, Verdict
-from goodnet.scores import Scores, is_handful
+from goodnet.scores import Scores
 from goodnet.together import FEWEST, standing_together
 from goodnet.uncalibrated import FEW_CLASSES, by_index
 
@@ -41,15 +41,16 @@ PREFERS, WARPED = "changes prefer it", "a warp leads to it"
 TINTED = "a colour filter leads to it"
 
 WEIGHTS = {
-    STANDS_OUT: 0.4,
-    TOGETHER: 0.1,
+    STANDS_OUT: 0.25,
+    TOGETHER: 0.18,
     PERMUTED: 0.05,
-    PREFERS: 0.03,
-    WARPED: 0.03,
-    TINTED: 0.04,
-    JOINT: 0.35,
+    PREFERS: 0.05,
+    WARPED: 0.05,
+    TINTED: 0.15,
+    JOINT: 0.27,
 }
-"""Shares of the error rate: most for the tests that find most."""
+"""Shares of the error rate: most for the tests that find most, and for a colour filter, which alone
+tells of some triggers."""
 
 ALONE = 0.55
 """The share by which the p-value of a single label counts where others are named, too."""
@@ -162,10 +163,10 @@ def _by_p_value(found: Findings) -> Decision:
 
 
 def _weights(found: Findings) -> dict[str, float]:
-    """The shares of the tests, by the number of classes alone: with too few or too many for a test
-    of several labels its share is that of the single one.
+    """The shares of the tests, by the number of classes alone: with too few for a test of several
+    labels, or so many that only some were measured, its share is that of the single one.
     """
-    if not found.ranked and is_handful(found.compared) and found.compared >= FEWEST:
+    if not found.ranked and found.compared >= FEWEST:
         return WEIGHTS
     rest = {name: weight for name, weight in WEIGHTS.items() if name != TOGETHER}
     return {**rest, STANDS_OUT: WEIGHTS[STANDS_OUT] + WEIGHTS[TOGETHER]}
