@@ -186,6 +186,15 @@ def test_easy_labels_are_not_named_beside_a_target_that_explains_the_finding():
     assert decision.targets == [2]
 
 
+def test_the_third_of_three_that_are_rare_together_needs_less_for_its_own_sake():
+    for strength, named in ((0.6, [2, 5, 8]), (0.5, [2, 5])):
+        scan = found(10, {2: 3.0, 5: 1.6, 8: strength})
+        decision = decide(scan)
+        assert verdict.STANDS_OUT in speaking(decision)
+        assert verdict._beside(scan, [2, 5, 8])[8] > verdict.BESIDE
+        assert sorted(decision.targets) == named
+
+
 def test_a_fourth_target_is_named_behind_three_that_stand_out_together():
     decision = decide(found(14, {2: 2.0, 5: 1.2, 8: 1.0, 11: 1.1}))
     assert sorted(decision.targets) == [2, 5, 8, 11]

@@ -146,7 +146,11 @@ def _by_p_value(found: Findings) -> Decision:
         if test.p_value is not None and test.p_value / test.weight <= level
     }
     accused = verdict in ("backdoored", "suspicious")
-    named = _named(found, speaking, label_p, crowd, jointly) if accused else []
+    crowded = any(
+        test.name == TOGETHER and test.p_value is not None and test.p_value / test.weight <= BESIDE
+        for test in tests
+    )
+    named = _named(found, speaking, label_p, crowd, jointly, crowded) if accused else []
     reasons = [_sentence(test, found, crowd, jointly) for test in tests if test.name in speaking]
     if named and speaking & {JOINT, STANDS_OUT, TOGETHER} and PERMUTED not in speaking:
         more = further(found, named)
@@ -178,8 +182,18 @@ def _named(
     label_p: Mapping[int, float],
     crowd: Sequence[int],
     jointly: int | None,
+    crowded: bool,
 ) -> list[int]:
-    """The labels behind the tests that speak, the strongest first."""
+    """The labels behind the tests that speak, the strongest first.
+
+    Args:
+        found: what was measured.
+        speaking: the tests that do.
+        label_p: label -> p-value of its score.
+        crowd: the labels that stand out together.
+        jointly: the label that several kinds of evidence name.
+        crowded: whether the crowd is as rare as a single label has to be beside another one.
+    """
     order = sorted(label_p, key=lambda label: label_p[label])
     named: list[int] = []
     score = dict(zip(found.scores.labels, found.scores.score.tolist(), strict=True))
@@ -195,11 +209,12 @@ def _named(
         # The easiest label of a clean network is often the easiest of its attacked twin, too.
         named += [n for n in chosen if alone(n) <= (BACKDOORED if n == order[0] else BESIDE)]
         named = named or order[:1]
-    if TOGETHER in speaking and STANDS_OUT not in speaking:
+    if TOGETHER in speaking and (STANDS_OUT not in speaking or crowded):
         # Beside one that explains the finding the other two may be easy labels, and so may the
         # third beside two: each must be suspicious for its own sake, and have a small mask.
+        enough = BACKDOORED if STANDS_OUT in speaking else SUSPICIOUS
         beside = _beside(found, crowd)
-        named += [label for label in crowd if beside.get(label, 1.0) <= SUSPICIOUS]
+        named += [label for label in crowd if beside.get(label, 1.0) <= enough]
     if JOINT in speaking and jointly is not None and not named:
         named.append(jointly)
     others = [_preferred(found)] if PREFERS in speaking else []
