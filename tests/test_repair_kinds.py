@@ -17,6 +17,7 @@ from goodnet.evidence.augmentation import changes_towards
 from goodnet.evidence.colour_filter import filters_towards
 from goodnet.evidence.warp_margin import warps_towards
 from goodnet.images import Images
+from goodnet.looks import LOUD
 from goodnet.pipelines import jury, reversing
 from goodnet.pipelines.suspects import (
     along,
@@ -29,7 +30,6 @@ from goodnet.pipelines.suspects import (
 )
 from goodnet.remedies import REMEDIES, Patient
 from goodnet.trigger import Trigger
-from goodnet.verdict import LOUD
 
 ATTACKS = {
     "colour filter": lambda scene: tint.make(scene, target=0, rate=0.4, style="nashville"),

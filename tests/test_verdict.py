@@ -12,7 +12,9 @@ from scipy import stats
 from goodnet import tables, verdict
 from goodnet.ahead import LEADS
 from goodnet.calibration import maxima
+from goodnet.doubts import doubts
 from goodnet.findings import Findings
+from goodnet.looks import looks
 from goodnet.scores import Scores
 from goodnet.verdict import decide
 
@@ -156,9 +158,9 @@ def test_a_label_that_a_colour_filter_leads_to_is_named():
 def test_a_label_that_foreign_colours_lead_to_looks_planted_without_a_patch():
     rated = scores([0.0] * 9 + [4.0])
     rated.margin_index[:], rated.mask_index[:] = 0.0, 0.0
-    assert verdict.looks(rated, 9).startswith("natural, perhaps")
+    assert looks(rated, 9).startswith("natural, perhaps")
     rated.tint_index[9] = 2.2
-    told = verdict.looks(rated, 9)
+    told = looks(rated, 9)
     assert told.startswith("planted: a colour filter leads to it")
     assert "colour filter 2.2" in told
 
@@ -299,11 +301,11 @@ def test_without_any_measurement_nothing_is_nan_and_nothing_is_named():
 
 
 def test_few_images_are_never_called_clean():
-    assert verdict.doubts(images=15, measured=10, wanted=10, compared=10)
-    assert verdict.doubts(images=200, measured=2, wanted=10, compared=10)
-    assert verdict.doubts(images=200, measured=2, wanted=2, compared=2)
-    assert verdict.doubts(images=200, measured=10, wanted=10, compared=10, cut_off=["tints"])
-    assert not verdict.doubts(images=200, measured=10, wanted=10, compared=10)
+    assert doubts(images=15, measured=10, wanted=10, compared=10)
+    assert doubts(images=200, measured=2, wanted=10, compared=10)
+    assert doubts(images=200, measured=2, wanted=2, compared=2)
+    assert doubts(images=200, measured=10, wanted=10, compared=10, cut_off=["tints"])
+    assert not doubts(images=200, measured=10, wanted=10, compared=10)
 
 
 def test_a_score_counts_for_as_much_as_it_is_rare_in_its_family():

@@ -1,10 +1,11 @@
 """From each label's score to a verdict: statistics only.
 
-Six tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), several
-do together, the classes are permuted, a small change of the image prefers a label, a warp or a
-colour filter that is made for it leads there. Each statistic is held against what it is on clean
-reference models (:mod:`goodnet.tables`); together they are one p-value by weighted Bonferroni.
-Where the tables do not reach, an index takes its place, with a higher bar and no p-value.
+Seven tests with fixed shares of the error rate: one label stands out (:data:`STANDS_OUT`), several
+do together, several kinds of evidence name one, the classes are permuted, a small change of the
+image prefers a label, a warp or a colour filter that is made for it leads there. Each statistic is
+held against what it is on clean reference models (:mod:`goodnet.tables`); together they are one
+p-value by weighted Bonferroni. Where the tables do not reach, an index takes its place, with a
+higher bar and no p-value.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from goodnet.calibration import combine, selected
 from goodnet.findings import Decision, Findings
 from goodnet.joint import joint, kinds
 from goodnet.reports import TestResult, Verdict
-from goodnet.scores import Scores
 from goodnet.together import FEWEST, standing_together
-from goodnet.uncalibrated import FEW_CLASSES, by_index
+from goodnet.uncalibrated import by_index
 
 BACKDOORED, SUSPICIOUS = 0.01, 0.1
 """The p-values up to which a model is called so."""
@@ -54,23 +54,6 @@ tells of some triggers."""
 
 ALONE = 0.55
 """The share by which the p-value of a single label counts where others are named, too."""
-
-FEW_IMAGES = 20
-"""Below this many clean images "no evidence" is not an answer."""
-
-LOUD = 2.5
-"""An index from which a channel speaks for a label: few labels of clean networks come so far."""
-
-TELLING = 2.0
-"""The same for what the network itself tells, the mean of four indices: 34 labels of 131 clean
-networks come so far."""
-
-FOREIGN = 1.0
-"""The same for a colour filter: of 131 clean networks one has a label that comes so far."""
-
-FAR = 3.0
-"""The same for how far a small change takes a label ahead (:mod:`goodnet.ahead`): of 141 clean
-networks two have a label that comes so far."""
 
 SMALL = 1.0
 """The index of a mask that a target beside others needs, with those set apart. The easiest label
@@ -330,87 +313,3 @@ def _sentence(test: TestResult, found: Findings, crowd: Sequence[int], jointly: 
         f"a small change of the images makes the model sure of label {_preferred(found)}: margin "
         f"{test.statistic:.2f} of a clean image's, {tail}"
     )
-
-
-def looks(scores: Scores, label: int) -> str:
-    """Whether a named label's trigger looks planted or natural, and which channels speak for it.
-
-    An easy class is forced by any faint change, but by no smaller mask than others are.
-    """
-    place = scores.labels.index(label)
-    told = {
-        "margin": scores.margin_index[place],
-        "mask": scores.mask_index[place],
-        "patch": scores.patch_index[place],
-        "noise": scores.noise_index[place],
-    }
-    told = {name: value for name, value in told.items() if not math.isnan(value)}
-    if scores.lean_index[place] >= LOUD:
-        # Most targets have no lead: that it is missing says nothing.
-        told["lean"] = scores.lean_index[place]
-    tinted, inner = scores.tint_index[place] >= FOREIGN, scores.inner_index[place]
-    speak = ", ".join(f"{name} {value:.1f}" for name, value in told.items() if value >= LOUD)
-    quiet = [name for name, value in told.items() if not value >= LOUD]
-    small, faint = (told.get(name, 0.0) >= LOUD for name in ("mask", "margin"))
-    if small and faint:
-        opinion = "planted: a faint change and a small patch force it"
-    elif small:
-        opinion = "planted: a small patch forces it, though no faint change does"
-    elif tinted:
-        opinion = "planted: a colour filter leads to it, in colours that its own images do not have"
-    elif scores.ahead_index[place] >= FAR:
-        opinion = "planted: a small change leads to it further than to labels of clean models"
-    elif inner >= TELLING:
-        opinion = "planted: hidden features that clean images do not use drive it"
-    else:
-        opinion = "natural, perhaps: no smaller mask forces it than other labels"
-    heard = f"indices above {LOUD:g}: {speak}" if speak else f"no index above {LOUD:g}"
-    if tinted:
-        heard += f", colour filter {scores.tint_index[place]:.1f}"
-    if scores.ahead_index[place] >= FAR:
-        heard += f", far ahead {scores.ahead_index[place]:.1f}"
-    if inner >= TELLING:
-        heard += f"; the network itself {inner:.1f}"
-    return f"{opinion} ({heard}{'; not ' + ', '.join(quiet) if speak and quiet else ''})"
-
-
-def unlooked_at(skipped: int, cut_off: Sequence[str]) -> list[str]:
-    """The reasons that belong into every report of a scan that ran out of time.
-
-    Args:
-        skipped: labels that there was no time for.
-        cut_off: the searches of the whole model that there was no time for, in words.
-    """
-    spent = "the budget of time was spent"
-    found = [f"{skipped} labels were skipped: {spent}"] if skipped else []
-    return found + [f"the search for {search} was cut short: {spent}" for search in cut_off]
-
-
-def doubts(
-    *,
-    images: int,
-    measured: int,
-    wanted: int,
-    compared: int,
-    skipped: int = 0,
-    cut_off: Sequence[str] = (),
-) -> list[str]:
-    """Why "no evidence" would not be an honest answer; empty if it would.
-
-    Args:
-        images: clean images that the scan could use.
-        measured: labels whose every channel came to a result.
-        wanted: labels that should have one.
-        compared: labels that were measured; with 2 there is nothing to be an outlier of.
-        skipped: labels that there was no time for.
-        cut_off: the searches of the whole model that there was no time for, in words.
-    """
-    found = []
-    if images < FEW_IMAGES:
-        found.append(f"only {images} usable clean images; at least {FEW_IMAGES} are needed")
-    if measured < 2 * wanted / 3 or not (wanted or skipped):
-        found.append(f"the measurement failed for {wanted - measured} of {wanted} labels")
-    found += unlooked_at(skipped, cut_off)
-    if compared < FEW_CLASSES:
-        found.append(f"with {compared} labels none can be an outlier among the others")
-    return found

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from goodnet import verdict
 from goodnet.classifier import Classifier
+from goodnet.doubts import FEW_IMAGES, doubts, unlooked_at
 from goodnet.evidence import Effort, Evidence
 from goodnet.evidence.permutation import NOT_MEASURED, Permutation
 from goodnet.evidence.warp_margin import REACHES
 from goodnet.findings import Decision, Findings
 from goodnet.images import Images
 from goodnet.inner import inner_index
+from goodnet.looks import looks
 from goodnet.reports import (
     DataRef,
     Family,
@@ -156,7 +158,7 @@ def conclude(
     """
     scores = measured.scores()
     usable = len(split.fit) + len(split.held)
-    images_used = usable if usable < verdict.FEW_IMAGES else len(images)
+    images_used = usable if usable < FEW_IMAGES else len(images)
     default = method == "default"
     # A part of the four numbers pardons nobody, and labels that somebody chose are no fair sample.
     looked_at = measured.ranking.keys() | set(measured.skipped)
@@ -186,7 +188,7 @@ def conclude(
         else neural_cleanse(scores)
     )
     sizes = measured.masks.values.keys() & set(measured.labels)
-    doubts = verdict.doubts(
+    left_open = doubts(
         images=images_used,
         measured=len(sizes & measured.margins.values.keys() if default else sizes),
         wanted=len(measured.labels),
@@ -196,13 +198,13 @@ def conclude(
     )
     # By the default rule so few labels are no finding already; a map of all classes is.
     few = len(measured.labels) < FEW_CLASSES and not default
-    answer, reasons = _answer(decision, doubts, few=few)
+    answer, reasons = _answer(decision, left_open, few=few)
     if answer in ("backdoored", "suspicious"):
-        reasons = [*reasons, *verdict.unlooked_at(len(measured.skipped), measured.cut_off)]
+        reasons = [*reasons, *unlooked_at(len(measured.skipped), measured.cut_off)]
     targets = decision.targets if answer == "backdoored" else []
     if default:
         told = [label for label in targets if label in scores.labels][:SHOWN]
-        reasons = [*reasons, *(f"label {n} looks {verdict.looks(scores, n)}" for n in told)]
+        reasons = [*reasons, *(f"label {n} looks {looks(scores, n)}" for n in told)]
     report = ScanReport(
         version=__version__,
         verdict=answer,
@@ -232,10 +234,10 @@ def conclude(
     return report
 
 
-def _answer(decision: Decision, doubts: list[str], *, few: bool) -> tuple[Verdict, list[str]]:
+def _answer(decision: Decision, left_open: list[str], *, few: bool) -> tuple[Verdict, list[str]]:
     """A finding stands whatever was doubtful; "clean" does not."""
-    if doubts and (few or decision.verdict == "clean"):
-        return "inconclusive", doubts
+    if left_open and (few or decision.verdict == "clean"):
+        return "inconclusive", left_open
     return decision.verdict, decision.reasons
 
 
@@ -304,7 +306,7 @@ def _rows(
                 else None,
                 control=partial and label in measured.reference,
                 flagged=label in targets,
-                looks=verdict.looks(scores, label) if named and label in targets else None,
+                looks=looks(scores, label) if named and label in targets else None,
                 **_of_all_labels(measured, label),
             )
         )

@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 
 from goodnet.colours import ColourTrigger
+from goodnet.looks import FOREIGN, LOUD
 from goodnet.pipelines.jury import Jury
 from goodnet.remedies import Patient
 from goodnet.reports import ScanReport
 from goodnet.scores import TINT_UNIT
 from goodnet.trigger import Stamp, Trigger, kind
-from goodnet.verdict import FOREIGN, LOUD, SUSPICIOUS
+from goodnet.verdict import SUSPICIOUS
 
 MOST = 3
 
@@ -30,7 +31,7 @@ and targets of other attacks, which are easily led in every way, up to 3.5."""
 
 PLAIN = 10.0
 """The index from which a patch is the trigger, whatever else leads there: four times
-:data:`goodnet.verdict.LOUD`."""
+:data:`goodnet.looks.LOUD`."""
 
 
 def suspected(report: ScanReport, targets: list[int]) -> list[int]:
